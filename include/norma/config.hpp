@@ -1,0 +1,65 @@
+/// \file
+/// Compiler and platform switches. Every `#if` on a compiler or a platform in norma lives here.
+#pragma once
+
+#include <cassert>
+
+#if defined(__cpp_exceptions) && __cpp_exceptions
+#define NORMA_HAS_EXCEPTIONS 1
+#else
+#define NORMA_HAS_EXCEPTIONS 0
+#endif
+
+// Function usable on the host and, under nvcc, on the device.
+#if defined(__CUDACC__)
+#define NORMA_HD __host__ __device__
+#else
+#define NORMA_HD
+#endif
+
+// x86 code paths are compiled per function with a target attribute and chosen at run time,
+// so that users need no architecture flags. Under nvcc the generic path is used.
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
+#define NORMA_X86_DISPATCH 1
+#define NORMA_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define NORMA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#else
+#define NORMA_X86_DISPATCH 0
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define NORMA_ALWAYS_INLINE inline __attribute__((always_inline))
+#define NORMA_RESTRICT __restrict__
+#define NORMA_NOINLINE __attribute__((noinline))
+#else
+#define NORMA_ALWAYS_INLINE inline
+#define NORMA_RESTRICT
+#define NORMA_NOINLINE
+#endif
+
+// Vectors as built-in types (`vector_size`); elsewhere the same loops run on plain floats.
+#if defined(__GNUC__) || defined(__clang__)
+#define NORMA_HAS_VECTOR_EXTENSION 1
+#else
+#define NORMA_HAS_VECTOR_EXTENSION 0
+#endif
+
+// The generic path has 32 vector registers (AArch64) or 16.
+#if defined(__aarch64__)
+#define NORMA_GENERIC_TILE_ROWS 12
+#else
+#define NORMA_GENERIC_TILE_ROWS 6
+#endif
+
+// Memory-mapped files exist.
+#if defined(__unix__) || defined(__APPLE__)
+#define NORMA_HAS_MMAP 1
+#else
+#define NORMA_HAS_MMAP 0
+#endif
+
+// A broken precondition is a bug of the caller, not an error to handle: checked where `assert` is.
+#define NORMA_EXPECTS(condition) assert(condition)
+
+#define NORMA_CONCAT_IMPL(a, b) a##b
+#define NORMA_CONCAT(a, b) NORMA_CONCAT_IMPL(a, b)
