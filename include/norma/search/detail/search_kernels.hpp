@@ -1,0 +1,68 @@
+/// \file
+/// The vector loops of the search, chosen by instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include <norma/linalg/simd.hpp>
+
+namespace norma::search::detail {
+
+struct SearchKernels {
+  std::uint32_t (*tile_candidates)(const float* tile, std::int64_t rows, std::int64_t width, const float* low, const float* slack, const float* norm,
+                                   const float* limit);
+  double (*squared_distance)(const float* a, const float* b, std::int64_t count, double limit);
+};
+
+}  // namespace norma::search::detail
+
+#define NORMA_SIMD_FILE <norma/search/detail/search_kernels.inl>
+#include <norma/linalg/detail/for_each_instruction_set.inl>
+#undef NORMA_SIMD_FILE
+
+namespace norma::search::detail {
+
+inline const SearchKernels& search_kernels(InstructionSet set) noexcept {
+#if NORMA_X86_DISPATCH
+  if (set == InstructionSet::avx512) return simd::avx512::kSearchKernels;
+  if (set == InstructionSet::avx2) return simd::avx2::kSearchKernels;
+#endif
+  (void)set;
+  return simd::generic::kSearchKernels;
+}
+
+inline constexpr double kRoundingUnit = 0x1p-24;  // of float
+
+/// What turns a product a * b in float into a proven lower bound of |a - b|^2 less what depends on a alone:
+/// low - 2 product - slack |a|.
+struct ProductBounds {
+  float low;
+  float slack;
+};
+inline constexpr double kLowUnits = 8.0;
+inline constexpr double kTiny = 0x1p-120;  // more than what denormal products of any length lose
+
+/// `squares` is what the distance needs of b (|b|^2, or |b - c|^2 where a is given relative to c), `norm_squares` is |b|^2.
+/// The product's error is at most gamma |a| |b| with gamma = (d + 4) u / (1 - (d + 4) u), where four roundings are those of a - c and of
+/// the bound's own arithmetic; the product counts twice.
+inline ProductBounds product_bounds(std::int64_t dims, double squares, double norm_squares) noexcept {
+  const double steps = static_cast<double>(dims + 4) * kRoundingUnit;
+  const double factor = 2.0 * steps / (1.0 - steps) * (1.0 + 8.0 * kRoundingUnit);
+  return {static_cast<float>(squares * (1.0 - kLowUnits * kRoundingUnit) - kTiny), static_cast<float>(factor * std::sqrt(norm_squares))};
+}
+
+/// What a lower bound becomes as an upper bound of the same distance.
+inline float upper_bound(float lower, ProductBounds of, float norm) noexcept {
+  const double wide = static_cast<double>(lower) + 2.0 * static_cast<double>(of.slack) * static_cast<double>(norm) +
+                      3.0 * kLowUnits * kRoundingUnit * std::abs(static_cast<double>(of.low)) + 3.0 * kTiny;
+  return static_cast<float>(wide + 4.0 * kRoundingUnit * std::abs(wide));
+}
+
+/// A measured squared distance less `offset` (what depends on a alone), rounded up: lower bounds above it belong to larger distances.
+inline float limit_of(double squared_distance, double offset) noexcept {
+  const double exact = squared_distance - offset;
+  return static_cast<float>(exact + kRoundingUnit * (2.0 * std::abs(exact) + 0x1p-16 * (std::abs(offset) + squared_distance)) + kTiny);
+}
+
+}  // namespace norma::search::detail

@@ -1,0 +1,85 @@
+// Vector loops of the search. See linalg/detail/for_each_instruction_set.inl for the macros.
+namespace norma::simd::NORMA_SIMD {
+
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE bool any_lane(Bits mask) {
+#if NORMA_HAS_VECTOR_EXTENSION
+  std::uint32_t lanes = 0;
+  for (int i = 0; i < kWidth; ++i) lanes |= mask[i];
+  return lanes != 0;
+#else
+  return mask;
+#endif
+}
+
+// Lanes of a row of a tile whose lower bound low[c] - 2 tile[c] - slack[c] norm is not above `limit`, over all columns. NaN never is.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE Bits row_candidates(const float* tile, std::int64_t width, const float* low, const float* slack, float norm, float limit) {
+  Bits any{};
+  const Vec norms = broadcast(norm), limits = broadcast(limit);
+  for (std::int64_t c = 0; c < width; c += kWidth) any |= (Bits)(load(low + c) - 2.0f * load(tile + c) - load(slack + c) * norms <= limits);  // a C cast: lanes and plain numbers alike
+  return any;
+}
+
+// Bit r is set where row r of a tile [rows, width] has a candidate. Almost always there is none in the whole tile.
+NORMA_SIMD_TARGET inline std::uint32_t tile_candidates(const float* tile, std::int64_t rows, std::int64_t width, const float* low, const float* slack,
+                                                       const float* norm, const float* limit) {
+  Bits any{};
+  for (std::int64_t r = 0; r < rows; ++r) any |= row_candidates(tile + r * width, width, low, slack, norm[r], limit[r]);
+  if (!any_lane(any)) return 0;
+  std::uint32_t found = 0;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if (any_lane(row_candidates(tile + r * width, width, low, slack, norm[r], limit[r]))) found |= std::uint32_t{1} << r;
+  }
+  return found;
+}
+
+#if NORMA_HAS_VECTOR_EXTENSION
+typedef float SearchNarrow __attribute__((vector_size(2 * NORMA_SIMD_WIDTH), aligned(4), may_alias));
+typedef double SearchWide __attribute__((vector_size(4 * NORMA_SIMD_WIDTH)));
+#endif
+
+// sum (a - b)^2 over [from, from + count), count a multiple of a vector, in double: the differences are correctly rounded doubles.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE double sum_of_squares(const float* a, const float* b, std::int64_t from, std::int64_t count) {
+  double sum = 0.0;
+#if NORMA_HAS_VECTOR_EXTENSION
+  constexpr int half = kWidth / 2;
+  SearchWide even{}, odd{};
+  for (std::int64_t i = from; i < from + count; i += kWidth) {
+    const SearchWide d0 = __builtin_convertvector(*reinterpret_cast<const SearchNarrow*>(a + i), SearchWide) -
+                          __builtin_convertvector(*reinterpret_cast<const SearchNarrow*>(b + i), SearchWide);
+    const SearchWide d1 = __builtin_convertvector(*reinterpret_cast<const SearchNarrow*>(a + i + half), SearchWide) -
+                          __builtin_convertvector(*reinterpret_cast<const SearchNarrow*>(b + i + half), SearchWide);
+    even += d0 * d0;
+    odd += d1 * d1;
+  }
+  even += odd;
+  for (int l = 0; l < half; ++l) sum += even[l];
+#else
+  for (std::int64_t i = from; i < from + count; ++i) {
+    const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+    sum += difference * difference;
+  }
+#endif
+  return sum;
+}
+
+// sum (a - b)^2 in double. A pair that is farther apart than `limit` may come back as any number above it: most of it is then never read.
+NORMA_SIMD_TARGET inline double squared_distance(const float* a, const float* b, std::int64_t count, double limit) {
+  constexpr std::int64_t kPiece = 128;
+  double sum = 0.0;
+  std::int64_t i = 0;
+  for (; i + kPiece <= count; i += kPiece) {
+    sum += sum_of_squares(a, b, i, kPiece);
+    if (sum > limit) return sum;
+  }
+  const std::int64_t whole = (count - i) / kWidth * kWidth;
+  sum += sum_of_squares(a, b, i, whole);
+  for (i += whole; i < count; ++i) {
+    const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+inline constexpr search::detail::SearchKernels kSearchKernels{&tile_candidates, &squared_distance};
+
+}  // namespace norma::simd::NORMA_SIMD
