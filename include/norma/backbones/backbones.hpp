@@ -1,0 +1,11 @@
+/// \file
+/// All backbones. A program that knows its backbone includes that family's header alone.
+#pragma once
+
+#include <norma/backbones/any_network.hpp>
+#include <norma/backbones/backbone.hpp>
+#include <norma/backbones/efficientnet_lite.hpp>
+#include <norma/backbones/mobilenet_v2.hpp>
+#include <norma/backbones/resnet.hpp>
+#include <norma/backbones/squeezenet.hpp>
+#include <norma/backbones/vit.hpp>

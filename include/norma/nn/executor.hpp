@@ -1,0 +1,444 @@
+/// \file
+/// Runs a planned network on the host: loads the weights that the plan needs, folds batch norm into them, packs them for the
+/// kernels, and walks the plan's steps.
+/// Cost:        `create` reads and packs once. `run` allocates nothing; its memory is `workspace_bytes(batch, workers)`.
+/// Threads:     `run` is const and re-entrant: one arena a caller.
+/// Determinism: bit-equal for any number of workers, and for an image alone or in a batch.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <norma/core/arena.hpp>
+#include <norma/core/parallel.hpp>
+#include <norma/core/status.hpp>
+#include <norma/core/tensor.hpp>
+#include <norma/io/safetensors.hpp>
+#include <norma/nn/kernels/attention.hpp>
+#include <norma/nn/kernels/convolution.hpp>
+#include <norma/nn/kernels/elementwise.hpp>
+#include <norma/nn/kernels/pooling.hpp>
+#include <norma/nn/plan.hpp>
+
+namespace norma::nn {
+
+/// The numbers that the convolution kernels take.
+constexpr ConvolutionGeometry convolution_geometry(const Node& node, const Padding& padding) noexcept {
+  return {node.kernel.height, node.kernel.width, node.stride,   node.dilation, padding.top,
+          padding.left,       padding.bottom,    padding.right, node.groups};
+}
+
+/// Scratch of one step, its output not counted.
+constexpr std::size_t step_scratch_bytes(const Node& node, const Step& step, int workers) noexcept {
+  switch (node.op) {
+    case Op::convolution: return convolution_scratch_bytes(step.in, step.out.channels, convolution_geometry(node, step.padding), workers);
+    case Op::linear: return linalg::gemm_scratch_bytes(step.in.positions(), step.out.channels, step.in.channels, workers);
+    case Op::attention: return attention_scratch_bytes(step.in.positions(), step.out.channels, node.heads, workers);
+    default: return 0;
+  }
+}
+
+/// Memory that `Executor::run` takes from its arena for a plan: known before any weights are. A step's scratch lies above the values
+/// that are alive while it runs.
+constexpr std::size_t workspace_bytes(const Plan& plan, std::int64_t batch, int workers) noexcept {
+  std::size_t most = 0;
+  for (const Step& step : plan.steps()) {
+    const std::size_t needed =
+        static_cast<std::size_t>(step.values_end * batch) + step_scratch_bytes(plan.graph()[step.node], step, workers);
+    if (needed > most) most = needed;
+  }
+  return arena_bytes<std::byte>(static_cast<std::int64_t>(most));
+}
+
+/// What to do with tensors of a weight file that belong to no node of the graph, asked for or not.
+enum class SurplusTensors : std::uint8_t {
+  refuse,  ///< a weight file: another network's weights, even if all shapes happen to fit
+  allow,   ///< a model file, which holds other things beside the network
+};
+
+/// Told how long each step took. Unused, it costs nothing.
+struct StepTimer {
+  void* context = nullptr;
+  void (*function)(void* context, int step, double seconds) = nullptr;
+};
+
+class Executor {
+ public:
+  Executor() = default;
+
+  /// Loads what the taps need. Errors name the file, the tensor and the node: unknown tap, input too small, tensor missing, surplus or
+  /// of another shape, weights that are not finite, an operation that this executor does not have.
+  static Result<Executor> create(GraphView graph, std::span<const std::string_view> taps, std::int64_t height, std::int64_t width,
+                                 const io::Weights& weights, SurplusTensors surplus = SurplusTensors::refuse) {
+    NORMA_TRY(auto plan, Plan::create(graph, taps, height, width));
+    return create(std::move(plan), weights, surplus);
+  }
+  static Result<Executor> create(Plan plan, const io::Weights& weights, SurplusTensors surplus = SurplusTensors::refuse);
+
+  [[nodiscard]] const Plan& plan() const noexcept { return plan_; }
+  /// Memory that `run` takes from its arena.
+  [[nodiscard]] std::size_t workspace_bytes(std::int64_t batch, int workers) const noexcept {
+    return nn::workspace_bytes(plan_, batch, workers);
+  }
+  /// Memory of the packed weights.
+  [[nodiscard]] std::size_t weight_bytes() const noexcept;
+
+  /// input [n, height, width, channels] as planned; `taps_out` receives one view a tap, in the order in which they were asked for. The
+  /// views lie in `arena` (a tapped picture: in `input`) and last until the caller's Arena::Scope ends.
+  /// Errors: shape_mismatch, out_of_memory (the arena is smaller than `workspace_bytes`).
+  Status run(TensorView<const float> input, Arena& arena, Parallel parallel, std::span<TensorView<const float>> taps_out,
+             StepTimer timer = {}) const;
+
+  /// Names of the tensors that were read, in the order of the network.
+  [[nodiscard]] std::span<const std::string> live_tensor_names() const noexcept { return live_names_; }
+  /// Adds the tensors that were read to a model file, as `source` (what `create` was given) stores them. Their bytes are not copied:
+  /// `source` must live until the file is written.
+  Status export_weights(const io::Weights& source, io::TensorFileWriter& writer) const {
+    for (const std::string& name : live_names_) {
+      NORMA_TRY(const io::TensorInfo tensor, source.get(name));
+      NORMA_CHECK(writer.add_view(name, tensor.dtype, tensor.shape, tensor.bytes));
+    }
+    return {};
+  }
+
+ private:
+  // What one step needs; which members are used depends on its operation.
+  struct Layer {
+    PackedConvolution convolution;
+    linalg::PackedMatrix matrix;
+    Buffer<float> scale;  // layer norm, standing batch norm, layer scale; tokens: one row a token
+    Buffer<float> shift;  // bias
+  };
+  class Loader;
+
+  void run_step(const Step& step, const Layer& layer, std::span<const TensorView<const float>> in, TensorView<const float> residual,
+                TensorView<float> out, Parallel parallel, Arena& arena) const;
+
+  Plan plan_;
+  std::vector<Layer> layers_;  // one a step
+  std::vector<std::string> live_names_;
+};
+
+/// Reads, checks and folds. Lives while an executor is made.
+class Executor::Loader {
+ public:
+  Loader(GraphView graph, const io::Weights& weights) noexcept : graph_(graph), weights_(weights) {}
+
+  Status load(const Step& step, Layer& layer) {
+    const Node& node = graph_[step.node];
+    node_ = step.node;
+    if (node.transposed) return unsupported("a transposed convolution");
+    if (node.padding.kind == PaddingKind::reflect) return unsupported("reflection padding");
+    const NodeTensors tensors(node, step.in, step.out);
+    switch (node.op) {
+      case Op::convolution: return load_convolution(node, step, tensors, layer);
+      case Op::linear: {
+        NORMA_TRY(const auto weight, read(tensors.specs[0]));
+        layer.matrix = linalg::PackedMatrix::pack({weight.data(), step.out.channels, step.in.channels});
+        if (node.bias) { NORMA_TRY(layer.shift, read(tensors.specs[1])); }
+        return {};
+      }
+      case Op::layer_norm: {
+        NORMA_TRY(layer.scale, read(tensors.specs[0]));
+        NORMA_TRY(layer.shift, read(tensors.specs[1]));
+        return {};
+      }
+      case Op::layer_scale: {
+        NORMA_TRY(layer.scale, read(tensors.specs[0]));
+        return {};
+      }
+      case Op::batch_norm: return load_norm(tensors.specs.data(), node.epsilon, layer.scale, layer.shift);
+      case Op::tokens: return load_tokens(step, tensors, layer);
+      case Op::talking_heads_attention:
+      case Op::instance_norm: return unsupported(to_string(node.op));
+      default: return {};
+    }
+  }
+
+  /// Refuses tensors that no node of the graph has. A convolution with norm may have its bias instead, and PyTorch counts batches.
+  Status check_surplus() const {
+    std::vector<std::string> known;
+    for (const Node& node : graph_.nodes) {
+      for (const TensorSpec& tensor : NodeTensors(node, {}, {})) known.push_back(tensor.name());
+      if (node.norm == Norm::batch) {
+        known.push_back(std::string(node.name.view()).append(".bias"));
+        known.push_back(std::string(node.second.view()).append(".num_batches_tracked"));
+      }
+      if (node.op == Op::batch_norm) known.push_back(std::string(node.name.view()).append(".num_batches_tracked"));
+    }
+    std::sort(known.begin(), known.end());
+    std::string first;
+    std::int64_t count = 0;
+    for (const io::TensorInfo& tensor : weights_.tensors()) {
+      if (std::binary_search(known.begin(), known.end(), tensor.name, std::less<>())) continue;
+      if (count++ == 0) first = tensor.name;
+    }
+    if (count == 0) return {};
+    return {Errc::wrong_type, "nn::Executor::create: '" + weights_.name() + "' holds " + std::to_string(count) +
+                                  (count == 1 ? " tensor" : " tensors") + " that the network does not have, the first is '" + first +
+                                  "': expected the weights of this network, found another's"};
+  }
+
+  std::vector<std::string> take_names() { return std::move(names_); }
+
+ private:
+  [[nodiscard]] std::string where() const { return "nn::Executor::create: " + detail::describe(graph_, node_) + ": "; }
+  Status unsupported(std::string_view what) const {
+    return {Errc::unsupported, where() + "the host executor does not have " + std::string(what)};
+  }
+
+  Result<Buffer<float>> read(const TensorSpec& spec) {
+    std::string name = spec.name();
+    Buffer<float> values(spec.count());
+    if (Status status = weights_.read(name, spec.shape(), values.span()); !status) {
+      return Status(status.code(), where() + status.message());
+    }
+    for (std::int64_t i = 0; i < values.size(); ++i) {
+      if (!std::isfinite(values[i])) return not_finite(name);
+    }
+    if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(std::move(name));  // nodes may share weights
+    return values;
+  }
+  Status not_finite(const std::string& name) const {
+    return {Errc::not_finite, where() + "'" + weights_.name() + "': tensor '" + name + "' holds a NaN or an infinity"};
+  }
+
+  // y = gamma (x - mean) / sqrt(variance + epsilon) + beta as y = scale x + shift.
+  Status load_norm(const TensorSpec* specs, float epsilon, Buffer<float>& scale, Buffer<float>& shift) {
+    NORMA_TRY(scale, read(specs[0]));
+    NORMA_TRY(shift, read(specs[1]));
+    NORMA_TRY(const auto mean, read(specs[2]));
+    NORMA_TRY(const auto variance, read(specs[3]));
+    for (std::int64_t c = 0; c < scale.size(); ++c) {
+      const double factor = scale[c] / std::sqrt(double{variance[c]} + epsilon);
+      scale[c] = static_cast<float>(factor);
+      shift[c] = static_cast<float>(shift[c] - factor * mean[c]);
+      if (!std::isfinite(scale[c]) || !std::isfinite(shift[c])) {
+        return {Errc::not_finite, where() + "'" + weights_.name() + "': batch norm '" + std::string(specs[0].prefix) +
+                                      "' has a variance that is not above zero, found " + std::to_string(variance[c]) + " in channel " +
+                                      std::to_string(c)};
+      }
+    }
+    return {};
+  }
+
+  Status load_convolution(const Node& node, const Step& step, const NodeTensors& tensors, Layer& layer) {
+    NORMA_TRY(auto weight, read(tensors.specs[0]));
+    const std::int64_t channels = step.out.channels;
+    const TensorSpec bias_spec{TensorRole::bias, node.name.view(), ".bias", {channels}, 1};
+    const std::string bias_name = bias_spec.name();
+    bool folded = node.norm == Norm::none;
+    if (node.norm == Norm::batch) {
+      const TensorSpec* norm = tensors.specs.data() + (node.bias ? 2 : 1);
+      folded = std::none_of(norm, norm + 4, [&](const TensorSpec& spec) { return weights_.find(spec.name()) != nullptr; });
+      const bool has_bias = weights_.find(bias_name) != nullptr;
+      if (folded && !has_bias) {
+        return {Errc::not_found, where() + "'" + weights_.name() + "': expected batch norm '" + std::string(node.second.view()) +
+                                     ".*', or '" + bias_name + "' where it is folded, found neither"};
+      }
+      if (!folded && !node.bias && has_bias) {
+        return {Errc::corrupt, where() + "'" + weights_.name() + "': found both batch norm '" + std::string(node.second.view()) +
+                                   ".*' and '" + bias_name + "', expected one of them"};
+      }
+      if (!folded) {
+        Buffer<float> scale, bias;
+        if (node.bias) { NORMA_TRY(bias, read(bias_spec)); }
+        NORMA_CHECK(load_norm(norm, node.epsilon, scale, layer.shift));
+        const std::int64_t fan_in = weight.size() / channels;
+        for (std::int64_t o = 0; o < channels; ++o) {
+          for (std::int64_t i = 0; i < fan_in; ++i) weight[o * fan_in + i] *= scale[o];
+          if (node.bias) layer.shift[o] += scale[o] * bias[o];
+        }
+        for (std::int64_t i = 0; i < weight.size(); ++i) {
+          if (!std::isfinite(weight[i])) return not_finite(tensors.specs[0].name());
+        }
+      }
+    }
+    if (folded && (node.bias || node.norm == Norm::batch)) { NORMA_TRY(layer.shift, read(bias_spec)); }
+    layer.convolution = PackedConvolution::pack(weight.span(), step.in, channels, convolution_geometry(node, step.padding));
+    return {};
+  }
+
+  // One row a token: the position embedding, for class tokens with the token itself.
+  Status load_tokens(const Step& step, const NodeTensors& tensors, Layer& layer) {
+    const std::int64_t channels = step.out.channels;
+    layer.scale = Buffer<float>(step.out.count());
+    std::int64_t row = 0;
+    for (const TensorSpec& spec : tensors) {
+      NORMA_TRY(const auto values, read(spec));
+      if (spec.role == TensorRole::position_embedding) {
+        layer.scale = values;
+      } else {
+        for (std::int64_t c = 0; c < channels; ++c) layer.scale[row * channels + c] += values[c];
+        ++row;
+      }
+    }
+    return {};
+  }
+
+  GraphView graph_;
+  const io::Weights& weights_;
+  std::vector<std::string> names_;
+  int node_ = 0;
+};
+
+inline Result<Executor> Executor::create(Plan plan, const io::Weights& weights, SurplusTensors surplus) {
+  Executor executor;
+  executor.plan_ = std::move(plan);
+  const auto steps = executor.plan_.steps();
+  executor.layers_.resize(steps.size());
+  Loader loader(executor.plan_.graph(), weights);
+  if (surplus == SurplusTensors::refuse) NORMA_CHECK(loader.check_surplus());
+  for (std::size_t s = 0; s < steps.size(); ++s) NORMA_CHECK(loader.load(steps[s], executor.layers_[s]));
+  executor.live_names_ = loader.take_names();
+  return executor;
+}
+
+inline std::size_t Executor::weight_bytes() const noexcept {
+  std::size_t total = 0;
+  for (const Layer& layer : layers_) {
+    total += layer.convolution.bytes() + layer.matrix.bytes() +
+             static_cast<std::size_t>(layer.scale.size() + layer.shift.size()) * sizeof(float);
+  }
+  return total;
+}
+
+inline Status Executor::run(TensorView<const float> input, Arena& arena, Parallel parallel, std::span<TensorView<const float>> taps_out,
+                            StepTimer timer) const {
+  const auto steps = plan_.steps();
+  const auto taps = plan_.taps();
+  if (taps.empty()) return {Errc::not_fitted, "nn::Executor::run: nothing is loaded"};
+  if (input.shape() != plan_.input() || input.batch < 0) {
+    return {Errc::shape_mismatch,
+            "nn::Executor::run: the input is " + detail::describe(input.shape()) + ", expected " + detail::describe(plan_.input())};
+  }
+  if (taps_out.size() != taps.size()) {
+    return {Errc::invalid_argument,
+            "nn::Executor::run: room for " + std::to_string(taps_out.size()) + " outputs, expected " + std::to_string(taps.size())};
+  }
+  const std::size_t needed = workspace_bytes(input.batch, parallel.workers());
+  if (arena.remaining() < needed) {
+    return {Errc::out_of_memory, "nn::Executor::run: the workspace has " + std::to_string(arena.remaining()) + " bytes left, expected " +
+                                     std::to_string(needed)};
+  }
+  std::byte* memory = arena.take<std::byte>(static_cast<std::int64_t>(needed));
+  const auto value = [&](int node) {
+    return TensorView<float>(reinterpret_cast<float*>(memory + plan_.offset(node) * input.batch), input.batch, plan_.shape(node));
+  };
+  const auto read = [&](int node) { return node == 0 ? input : TensorView<const float>(value(node)); };
+  for (std::size_t s = 0; s < steps.size(); ++s) {
+    const Step& step = steps[s];
+    std::array<TensorView<const float>, 4> in;
+    for (int i = 0; i < step.input_count; ++i) in[static_cast<std::size_t>(i)] = read(step.inputs[static_cast<std::size_t>(i)]);
+    const auto inputs = std::span<const TensorView<const float>>(in.data(), static_cast<std::size_t>(step.input_count));
+    const auto residual = step.residual >= 0 ? read(step.residual) : TensorView<const float>();
+    const std::int64_t values_end = step.values_end * input.batch;
+    Arena scratch(std::span(memory + values_end, needed - static_cast<std::size_t>(values_end)));
+    if (timer.function == nullptr) {
+      run_step(step, layers_[s], inputs, residual, value(step.value), parallel, scratch);
+    } else {
+      const auto start = std::chrono::steady_clock::now();
+      run_step(step, layers_[s], inputs, residual, value(step.value), parallel, scratch);
+      timer.function(timer.context, static_cast<int>(s), std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+  }
+  for (std::size_t t = 0; t < taps.size(); ++t) taps_out[t] = read(taps[t].node);
+  return {};
+}
+
+namespace detail {
+
+/// Rows [first, first + count) of every image of x as all rows of y: what moves tokens about.
+inline void copy_positions(TensorView<const float> x, std::int64_t first, std::int64_t count, TensorView<float> y, Parallel parallel) {
+  parallel.run(x.batch, [&](std::int64_t n, int) {
+    std::memcpy(y.data + n * count * y.channels, x.data + (n * x.height * x.width + first) * x.channels,
+                static_cast<std::size_t>(count * x.channels) * sizeof(float));
+  });
+}
+
+inline void add_tokens(TensorView<const float> x, int class_tokens, const float* rows, TensorView<float> y, Parallel parallel) {
+  const std::int64_t grid = x.height * x.width;
+  parallel.run(x.batch, [&](std::int64_t n, int) {
+    float* to = y.image(n).data;
+    const std::int64_t before = class_tokens * y.channels;
+    std::memcpy(to, rows, static_cast<std::size_t>(before) * sizeof(float));
+    const float* from = x.image(n).data;
+    for (std::int64_t i = 0; i < grid * y.channels; ++i) to[before + i] = from[i] + rows[before + i];
+  });
+}
+
+inline void multiply_elements(TensorView<const float> a, TensorView<const float> b, TensorView<float> y, Parallel parallel) {
+  parallel.run_ranges(y.count(), 16384, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) y.data[i] = a.data[i] * b.data[i];
+  });
+}
+
+inline void slice_channels(TensorView<const float> x, std::int64_t offset, TensorView<float> y, Parallel parallel) {
+  parallel.run_ranges(y.batch * y.height * y.width, 64, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      std::memcpy(y.data + i * y.channels, x.data + i * x.channels + offset, static_cast<std::size_t>(y.channels) * sizeof(float));
+    }
+  });
+}
+
+}  // namespace detail
+
+inline void Executor::run_step(const Step& step, const Layer& layer, std::span<const TensorView<const float>> in,
+                               TensorView<const float> residual, TensorView<float> out, Parallel parallel, Arena& arena) const {
+  const Node& node = plan_.graph()[step.node];
+  const TensorView<const float> x = in[0];
+  const float* bias = layer.shift.empty() ? nullptr : layer.shift.data();
+  const PoolingGeometry pooling{node.kernel.height, node.kernel.width,   node.stride,       step.padding.top,
+                                step.padding.left,  step.padding.bottom, step.padding.right};
+  switch (node.op) {
+    case Op::convolution: convolution(x, layer.convolution, out, bias, residual, step.activation, parallel, arena); break;
+    case Op::linear: {
+      const auto more = residual.data == nullptr ? MatrixView<const float>() : residual.patches();
+      linalg::gemm(x.patches(), layer.matrix, out.patches(), {bias, more, step.activation}, parallel, arena);
+      break;
+    }
+    case Op::max_pool: max_pool(x, pooling, out, parallel); break;
+    case Op::average_pool: average_pool(x, pooling, node.count_include_pad ? PaddingCounts::yes : PaddingCounts::no, out, parallel); break;
+    case Op::global_average_pool: global_average_pool(x, out, parallel); break;
+    case Op::add: add(x, in[1], step.activation, out, parallel); break;
+    case Op::multiply:
+      if (in[1].shape() == out.shape()) {
+        detail::multiply_elements(x, in[1], out, parallel);
+      } else {
+        multiply_channels(x, in[1], out, parallel);
+      }
+      break;
+    case Op::concat: concat_channels(in, out, parallel); break;
+    case Op::activation: activate(x, step.activation, out, parallel); break;
+    case Op::layer_norm: layer_norm(x.patches(), layer.scale.data(), layer.shift.data(), node.epsilon, out.patches(), parallel); break;
+    case Op::layer_scale:
+    case Op::batch_norm: scale_channels(x, layer.scale.data(), bias, step.activation, out, parallel); break;
+    case Op::tokens: detail::add_tokens(x, node.class_tokens, layer.scale.data(), out, parallel); break;
+    case Op::attention:
+      for (std::int64_t n = 0; n < x.batch; ++n) attention(x.image(n).patches(), node.heads, out.image(n).patches(), parallel, arena);
+      break;
+    case Op::resize:
+      if (node.interpolation == Interpolation::nearest) {
+        upsample_nearest(x, out, parallel);
+      } else {
+        upsample_bilinear(x, node.interpolation == Interpolation::bilinear_corners ? AlignCorners::yes : AlignCorners::no, out, parallel);
+      }
+      break;
+    case Op::grid: detail::copy_positions(x, node.class_tokens, out.height * out.width, out, parallel); break;
+    case Op::first_token: detail::copy_positions(x, 0, 1, out, parallel); break;
+    case Op::slice: detail::slice_channels(x, node.offset, out, parallel); break;
+    case Op::input:
+    case Op::talking_heads_attention:
+    case Op::instance_norm: break;  // refused by `create`
+  }
+}
+
+}  // namespace norma::nn
