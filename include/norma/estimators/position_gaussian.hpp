@@ -1,0 +1,118 @@
+/// \file
+/// One Gaussian per position of the feature grid: for objects that always stand in the same place.
+/// Source:      Defard et al., "PaDiM", ICPR 2021 (arXiv 2011.08785), section III-B.
+/// Shapes:      observe level 0 [1, h, w, d]; mean [h w, d]; factor [h w, d (d + 1) / 2]
+/// Cost:        fit O(h w d^2) time an image, memory O(h w d^2) whatever the number of images
+/// Determinism: bitwise for a fixed machine, any number of threads; merging halves changes the last bits only
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include <norma/concepts/estimator.hpp>
+#include <norma/core/finite.hpp>
+#include <norma/io/safetensors.hpp>
+#include <norma/linalg/covariance.hpp>
+#include <norma/linalg/mahalanobis.hpp>
+
+namespace norma {
+
+class PositionGaussian {
+ public:
+  static constexpr std::string_view name = "position_gaussian";
+  struct Settings {
+    double regularisation = 0.01;
+    template <class Self, class Visitor>
+    static constexpr void visit(Self& self, Visitor&& visitor) {
+      visitor("regularisation", self.regularisation, "added to the diagonal of every covariance");
+    }
+    friend constexpr bool operator==(const Settings&, const Settings&) = default;
+  };
+
+  static Result<PositionGaussian> create(const FeatureShapes& shapes, const Settings& settings) {
+    if (shapes.count < 1) return Status{Errc::shape_mismatch, "PositionGaussian: the backbone gives no features"};
+    if (!(settings.regularisation > 0.0 && settings.regularisation < 1e6)) {
+      return Status{Errc::invalid_argument, "PositionGaussian: regularisation must be in (0, 1e6), found " + std::to_string(settings.regularisation)};
+    }
+    PositionGaussian estimator;
+    estimator.settings_ = settings;
+    estimator.grid_ = shapes[0];
+    return estimator;
+  }
+
+  Status observe(const Features& features, std::int64_t, Parallel parallel) {
+    const auto& level = features[0];
+    if (!(level.shape() == grid_)) return {Errc::shape_mismatch, "PositionGaussian::observe: features of another shape than the first image's"};
+    const std::span<const float> values(level.data, static_cast<std::size_t>(level.count()));
+    if (const auto bad = first_not_finite(values); bad >= 0) {
+      return {Errc::not_finite, "PositionGaussian::observe: feature " + std::to_string(bad) + " is not a finite number"};
+    }
+    NORMA_CHECK(begin());
+    return sums_->add(level.patches(), parallel);
+  }
+
+  Status merge(PositionGaussian&& other) {
+    if (!(other.grid_ == grid_)) return {Errc::shape_mismatch, "PositionGaussian::merge: the two hold positions or channels of different number"};
+    if (!other.sums_) return {};
+    NORMA_CHECK(begin());
+    NORMA_CHECK(sums_->merge(*other.sums_));
+    other.sums_.reset();
+    return {};
+  }
+
+  Status finish(const FitContext& context) {
+    if (!sums_) return {Errc::not_enough_data, "PositionGaussian::finish: needs at least 2 images, found 0"};
+    NORMA_TRY(GaussianModel model, sums_->finish(settings_.regularisation, context.parallel, context.observer));
+    model_ = std::move(model);
+    sums_.reset();
+    return {};
+  }
+
+  [[nodiscard]] GaussianModelView model() const noexcept { return model_.view(); }
+
+  /// Mahalanobis distance of every position, `out` [h w]. Allocates nothing.
+  static constexpr std::size_t distance_scratch_bytes(std::int64_t dims, int workers) noexcept { return mahalanobis_scratch_bytes(dims, workers); }
+  Status distance(MatrixView<const float> patches, std::span<float> out, Context& context) const {
+    return mahalanobis(model_.view(), patches, out, context.parallel, context.arena);
+  }
+
+  Status save(io::TensorFileWriter& writer) const {
+    const auto add = [&](std::string_view tensor, const Matrix<float>& m) {
+      return writer.add_view(tensor, {m.rows(), m.cols()}, std::span<const float>(m.data(), static_cast<std::size_t>(m.rows() * m.cols())));
+    };
+    NORMA_CHECK(add("estimator.mean", model_.mean));
+    return add("estimator.factor", model_.factor);
+  }
+
+  static Result<PositionGaussian> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
+    NORMA_TRY(PositionGaussian loaded, create(shapes, settings));
+    const std::int64_t d = shapes[0].channels;
+    const auto read = [&](std::string_view tensor, std::int64_t cols, Matrix<float>& out) -> Status {
+      Matrix<float> values(shapes[0].positions(), cols);
+      const std::span<float> all(values.data(), static_cast<std::size_t>(values.rows() * values.cols()));
+      NORMA_CHECK(weights.read(tensor, {values.rows(), values.cols()}, all));
+      if (first_not_finite(all) >= 0) return {Errc::not_finite, weights.name() + ": tensor '" + std::string(tensor) + "' holds a number that is not finite"};
+      out = std::move(values);
+      return {};
+    };
+    NORMA_CHECK(read("estimator.mean", d, loaded.model_.mean));
+    NORMA_CHECK(read("estimator.factor", packed_triangle(d), loaded.model_.factor));
+    return loaded;
+  }
+
+ private:
+  // The sums are large: they are made with the first image, not for a detector that will only be opened.
+  Status begin() {
+    if (sums_) return {};
+    NORMA_TRY(auto sums, GaussianAccumulator::create(grid_.positions(), grid_.channels));
+    sums_.emplace(std::move(sums));
+    return {};
+  }
+
+  Settings settings_{};
+  Shape grid_;
+  std::optional<GaussianAccumulator> sums_;
+  GaussianModel model_;
+};
+
+}  // namespace norma
