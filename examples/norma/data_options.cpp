@@ -1,0 +1,47 @@
+#include "data_options.hpp"
+
+#include <chrono>
+#include <filesystem>
+
+#include <norma/data/folder.hpp>
+#include <norma/data/mvtec_ad.hpp>
+
+namespace program {
+
+using namespace norma;
+
+data::Files good_images(const std::string& folder, const std::string& category) {
+  std::error_code ignored;
+  if (!category.empty() || std::filesystem::is_directory(folder + "/train/good", ignored)) {
+    return require(data::MvtecAd::open(folder, category, {.masks = data::Masks::optional})).train();
+  }
+  data::Folder plain(folder);
+  if (!plain.status().ok()) {
+    const auto categories = data::MvtecAd::categories(folder);
+    if (categories.ok() && !categories->empty()) {
+      std::string names;
+      for (const std::string& name : *categories) names += (names.empty() ? "" : ", ") + name;
+      throw Failure{kWrongUsage, "'" + folder + "' is a data set: choose a category with --category (" + names + ")"};
+    }
+  }
+  return plain;
+}
+
+void require_writable(const std::string& path) {
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  std::error_code ignored;
+  if (!parent.empty() && !std::filesystem::is_directory(parent, ignored)) {
+    throw Failure{kUnusable, "'" + path + "': the folder '" + parent.string() + "' does not exist"};
+  }
+  if (std::filesystem::is_directory(path, ignored)) throw Failure{kUnusable, "'" + path + "': is a folder, expected a file name"};
+}
+
+double timed_fit(AnyDetector& detector, const data::Files& source, const Common& common, Terminal& terminal, std::vector<SkippedImage>& skipped) {
+  const auto start = std::chrono::steady_clock::now();
+  const Status status = fit(detector, source, {.seed = common.seed, .threads = common.threads, .observer = terminal.observer(), .skipped = &skipped});
+  for (const SkippedImage& image : skipped) terminal.warn("skipped: " + image.reason.message());
+  require(status);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace program

@@ -1,0 +1,165 @@
+#include "detectors.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include <sys/resource.h>
+
+#include <norma/io/file.hpp>
+#include <norma/linalg/simd.hpp>
+
+template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::ChosenChannels>, norma::PositionGaussian, norma::MahalanobisDistance, norma::Cpu<>>;
+template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::LocalAverage>, norma::MemoryBank<norma::GreedyKCenter, norma::ExactSearch>,
+                               norma::NearestDistance<norma::Reweighted>, norma::Cpu<>>;
+template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Pyramid>, norma::ImageGallery<norma::ExactSearch>, norma::GalleryDistance, norma::Cpu<>>;
+
+namespace program {
+
+using namespace norma;
+
+Status fit(AnyDetector& detector, const data::Files& source, const FitOptions& options) { return detector.fit(source, options); }
+Status calibrate(AnyDetector& detector, const data::Files& source, const CalibrationOptions& options, const FitOptions& run) {
+  return detector.calibrate(source, options, run);
+}
+Result<evaluation::Report> evaluate(const AnyDetector& detector, const data::MvtecAd& set, const evaluation::EvaluateOptions& options) {
+  return evaluation::evaluate(detector, set, options);
+}
+Result<AnyDetector> open_model(const std::string& path, int threads) { return AnyDetector::open(path, {.threads = threads}); }
+Result<Verdict> inspect(const AnyDetector& detector, const Image& image, AnyDetector::Workspace& workspace) { return detector.inspect(image, workspace); }
+Result<AnyDetector> create(const std::string& method, const std::string& backbone, const io::Weights& weights, const std::vector<SettingText>& settings) {
+  return AnyDetector::create(method, backbone, weights, settings);
+}
+
+Common take_common(Arguments& arguments) {
+  Common common;
+  common.threads = arguments.take_number<int>("threads", 0);
+  common.seed = arguments.take_number<std::uint64_t>("seed", 0);
+  common.quiet = arguments.take_flag("quiet");
+  common.json = arguments.take("json");
+  if (common.threads < 0 || common.threads > 1024) throw Failure{kWrongUsage, "option --threads: expected 0 (all) to 1024, found " + std::to_string(common.threads)};
+  return common;
+}
+
+namespace {
+
+std::string find_weights(const std::string& backbone) {
+  const std::string file = backbone + ".safetensors";
+  std::vector<std::string> places;
+  if (const char* folder = std::getenv("NORMA_WEIGHTS")) places.push_back(std::string(folder) + "/" + file);
+  places.push_back(file);
+  places.push_back("weights/" + file);
+  for (const std::string& place : places) {
+    std::error_code ignored;
+    if (std::filesystem::is_regular_file(place, ignored)) return place;
+  }
+  throw Failure{kUnusable, "no weights for " + backbone + ": give --weights FILE, or put " + file +
+                               " into the folder that NORMA_WEIGHTS names, here, or in ./weights (norma convert makes it from a published checkpoint)"};
+}
+
+}  // namespace
+
+Recipe take_recipe(Arguments& arguments) {
+  Recipe recipe;
+  recipe.method = arguments.take_required("method", "padim, patchcore or spade");
+  recipe.backbone = arguments.take_required("backbone", "norma list backbones shows them");
+  std::vector<std::string> fields;
+  require_usage(AnyDetector::for_each_setting(recipe.method, recipe.backbone,
+                                              [&](std::string_view name, const std::string&, std::string_view) { fields.emplace_back(name); }));
+  // Short forms first, so that an exact setting overrides them. --resize is a setting itself.
+  const auto size = arguments.take("size");
+  const auto crop = arguments.take("crop");
+  if (size && (crop || arguments.has("resize"))) throw Failure{kWrongUsage, "--size stretches straight to N x N: it goes with neither --resize nor --crop"};
+  if (size) {
+    recipe.settings.emplace_back("resize", "0");
+    recipe.settings.emplace_back("height", *size);
+    recipe.settings.emplace_back("width", *size);
+  }
+  if (crop) {
+    recipe.settings.emplace_back("height", *crop);
+    recipe.settings.emplace_back("width", *crop);
+  }
+  arguments.take_settings(fields, recipe.settings);
+  if (auto weights = arguments.take("weights")) recipe.weights_path = *weights;
+  return recipe;
+}
+
+AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
+  if (recipe.weights_path.empty()) recipe.weights_path = find_weights(recipe.backbone);
+  auto opened = io::Weights::open(recipe.weights_path);
+  if (!opened.ok() && opened.code() == Errc::corrupt) {
+    throw Failure{kUnusable, opened.message() + " (norma reads .safetensors; norma convert makes one from a .pth, .pt or .whl)"};
+  }
+  const io::Weights weights = require(std::move(opened));
+  auto detector = create(recipe.method, recipe.backbone, weights, recipe.settings);
+  const bool layers_chosen = std::any_of(recipe.settings.begin(), recipe.settings.end(), [](const auto& s) { return s.first == "layers"; });
+  if (!detector.ok() && detector.code() == Errc::not_found && recipe.method == "spade" && !layers_chosen) {
+    const TapChoice taps = require(AnyNetwork::find(recipe.backbone)).taps();
+    for (std::size_t i = 1; i < taps.pooled.size() && !detector.ok(); ++i) {
+      std::string layers;
+      for (const auto level : taps.three_levels) layers += std::string(level) + ",";
+      auto settings = recipe.settings;
+      settings.emplace_back("layers", layers + std::string(taps.pooled[i]));
+      auto shallower = create(recipe.method, recipe.backbone, weights, settings);
+      if (!shallower.ok()) continue;
+      terminal.warn("note: " + recipe.weights_path + " ends before '" + std::string(taps.pooled[0]) + "'; the image vector is the average of '" +
+                    std::string(taps.pooled[i]) + "' instead");
+      recipe.settings = settings;
+      detector = std::move(shallower);
+    }
+  }
+  // A missing tensor is the file's fault, a missing layer or a value that cannot be the user's.
+  if (!detector.ok() && detector.code() == Errc::not_found && detector.message().find(recipe.weights_path) == std::string::npos) {
+    throw Failure{kWrongUsage, detector.message()};
+  }
+  return require(std::move(detector));
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  if (path == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+    return;
+  }
+  require(io::write_file_atomically(path, io::as_bytes(text)));
+}
+
+std::int64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+void write_machine(io::JsonWriter& json) {
+  std::string processor = "unknown";
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) {
+      processor = line.substr(line.find(':') + 2);
+      break;
+    }
+  }
+#if defined(__clang__)
+  const std::string compiler = "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__);
+#elif defined(__GNUC__)
+  const std::string compiler = "gcc " + std::to_string(__GNUC__) + "." + std::to_string(__GNUC_MINOR__);
+#else
+  const std::string compiler = "unknown";
+#endif
+#if defined(NDEBUG)
+  constexpr std::string_view build = "release";
+#else
+  constexpr std::string_view build = "debug";
+#endif
+  json.key("machine").begin_object().member("processor", processor).member("instruction_set", to_string(instruction_set()));
+  json.member("hardware_threads", ThreadPool(0).threads()).member("compiler", compiler).member("build_type", build).member("device", nullptr).end_object();
+}
+
+void make_folder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw Failure{kUnusable, "'" + path + "': cannot make this folder: " + error.message()};
+}
+
+}  // namespace program

@@ -1,0 +1,61 @@
+// The closed list of detectors that the program knows. They are compiled once, in detectors.cpp.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <norma/core/thread_pool.hpp>
+#include <norma/data/files.hpp>
+#include <norma/evaluation/evaluate.hpp>
+#include <norma/methods/any_detector.hpp>
+
+#include "arguments.hpp"
+#include "terminal.hpp"
+
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::ChosenChannels>, norma::PositionGaussian, norma::MahalanobisDistance, norma::Cpu<>>;
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::LocalAverage>, norma::MemoryBank<norma::GreedyKCenter, norma::ExactSearch>,
+                                      norma::NearestDistance<norma::Reweighted>, norma::Cpu<>>;
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Pyramid>, norma::ImageGallery<norma::ExactSearch>, norma::GalleryDistance, norma::Cpu<>>;
+
+namespace program {
+
+// Calls that would otherwise be compiled into every command.
+norma::Status fit(norma::AnyDetector& detector, const norma::data::Files& source, const norma::FitOptions& options);
+norma::Status calibrate(norma::AnyDetector& detector, const norma::data::Files& source, const norma::CalibrationOptions& options, const norma::FitOptions& run);
+norma::Result<norma::evaluation::Report> evaluate(const norma::AnyDetector& detector, const norma::data::MvtecAd& set, const norma::evaluation::EvaluateOptions& options);
+norma::Result<norma::AnyDetector> open_model(const std::string& path, int threads);
+norma::Result<norma::Verdict> inspect(const norma::AnyDetector& detector, const norma::Image& image, norma::AnyDetector::Workspace& workspace);
+norma::Result<norma::AnyDetector> create(const std::string& method, const std::string& backbone, const norma::io::Weights& weights,
+                                         const std::vector<norma::SettingText>& settings);
+
+/// What every command takes.
+struct Common {
+  int threads = 0;
+  std::uint64_t seed = 0;
+  bool quiet = false;
+  std::optional<std::string> json;
+};
+Common take_common(Arguments& arguments);
+
+/// Options of `fit` that describe the detector: method, backbone, weights, settings, and the short forms for the geometry.
+struct Recipe {
+  std::string method;
+  std::string backbone;
+  std::string weights_path;
+  std::vector<norma::SettingText> settings;
+};
+Recipe take_recipe(Arguments& arguments);
+/// Opens the weights and makes an empty detector. SPADE falls back to the deepest layer that the file holds, and says so.
+norma::AnyDetector make_detector(Recipe& recipe, Terminal& terminal);
+
+/// Writes text to a file, or to standard output for "-".
+void write_text(const std::string& path, const std::string& text);
+/// `"machine": {...}` for reports.
+void write_machine(norma::io::JsonWriter& json);
+/// Largest resident memory of this process so far, in bytes.
+std::int64_t peak_memory();
+/// Makes a folder (and its parents) or fails with its name.
+void make_folder(const std::string& path);
+
+}  // namespace program
