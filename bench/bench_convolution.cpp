@@ -96,7 +96,8 @@ void convolution(benchmark::State& state, const Layer& layer) {
       if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
       const std::int64_t first = o / (layer.out / layer.groups) * in_group;
       for (std::int64_t c = 0; c < in_group; ++c) {
-        want += static_cast<double>(input(0, iy, ix, first + c)) * static_cast<double>(w[static_cast<std::size_t>((o * in_group + c) * taps + tap)]);
+        want += static_cast<double>(input(0, iy, ix, first + c)) *
+                static_cast<double>(w[static_cast<std::size_t>((o * in_group + c) * taps + tap)]);
       }
     }
     if (!(std::abs(static_cast<double>(y[at]) - std::max(want, 0.0)) <= bound)) return state.SkipWithError("wrong result");

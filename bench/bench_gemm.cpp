@@ -33,7 +33,8 @@ bool right(const Matrix<float>& a, const Matrix<float>& b, const Matrix<float>& 
       want += term;
       size += std::abs(term);
     }
-    if (!(std::abs(static_cast<double>(c(row, col)) - want) <= 4.0 * std::sqrt(static_cast<double>(a.cols())) * 0x1p-24 * size)) return false;
+    if (!(std::abs(static_cast<double>(c(row, col)) - want) <= 4.0 * std::sqrt(static_cast<double>(a.cols())) * 0x1p-24 * size))
+      return false;
   }
   return true;
 }
@@ -73,14 +74,14 @@ void shapes(benchmark::internal::Benchmark* b) {
   for (const int threads : {1, 2}) {
     for (const int set : {2, 1, 0}) {
       b->Args({1024, 1024, 1024, set, threads});
-      b->Args({784, 1640, 1024, set, threads});   // one image against a 1 % bank
-      b->Args({3136, 64, 64, set, threads});      // ResNet-18 layer 1 as 1x1
-      b->Args({3136, 256, 64, set, threads});     // wide ResNet-50 layer 1
-      b->Args({784, 512, 256, set, threads});     // layer 2
-      b->Args({196, 1024, 512, set, threads});    // layer 3
+      b->Args({784, 1640, 1024, set, threads});  // one image against a 1 % bank
+      b->Args({3136, 64, 64, set, threads});     // ResNet-18 layer 1 as 1x1
+      b->Args({3136, 256, 64, set, threads});    // wide ResNet-50 layer 1
+      b->Args({784, 512, 256, set, threads});    // layer 2
+      b->Args({196, 1024, 512, set, threads});   // layer 3
       b->Args({196, 512, 1024, set, threads});
-      b->Args({197, 1152, 384, set, threads});    // DeiT-S qkv
-      b->Args({1, 1000, 512, set, threads});      // a classifier
+      b->Args({197, 1152, 384, set, threads});  // DeiT-S qkv
+      b->Args({1, 1000, 512, set, threads});    // a classifier
     }
   }
 }

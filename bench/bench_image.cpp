@@ -1,5 +1,5 @@
-// Pixels in and out: decoding, resizing, preprocessing, smoothing, going back to the frame. A generated frame of 900 x 900, as MVTec AD has.
-// Results are checked once before timing. `bytes_per_second` counts the frame's bytes (or the map's).
+// Pixels in and out: decoding, resizing, preprocessing, smoothing, going back to the frame. A generated frame of 900 x 900, as MVTec AD
+// has. Results are checked once before timing. `bytes_per_second` counts the frame's bytes (or the map's).
 #include <cmath>
 #include <vector>
 
@@ -45,7 +45,8 @@ void decode_png(benchmark::State& state) {
   const Image image = frame_of(state.range(0));
   const auto png = image::encode_png(image.view());
   const auto check = image::decode(*png, "generated");
-  if (!check || !std::equal(check->data(), check->data() + check->size_bytes(), image.data())) return state.SkipWithError("the round trip differs");
+  if (!check || !std::equal(check->data(), check->data() + check->size_bytes(), image.data()))
+    return state.SkipWithError("the round trip differs");
   for (auto _ : state) benchmark::DoNotOptimize(image::decode(*png, "generated"));
   count(state, image.size_bytes());
 }
@@ -76,7 +77,8 @@ void preprocess_with(benchmark::State& state, PixelFormat format, Interpolation 
   Buffer<std::byte> scratch(static_cast<std::int64_t>(image::preprocess_scratch_bytes(settings)));
   Arena arena(scratch.span());
   Tensor<float> out(1, settings.height, settings.width, 3);
-  if (const Status status = image::preprocess(settings, frame, out.view(), arena); !status) return state.SkipWithError(status.message().c_str());
+  if (const Status status = image::preprocess(settings, frame, out.view(), arena); !status)
+    return state.SkipWithError(status.message().c_str());
   const auto whole = image::resize(frame, 256, 256, kind);
   const float want = (static_cast<float>((*whole)(16, 16, 0)) - settings.mean[0]) / settings.stddev[0];
   if (out.data()[0] != want) return state.SkipWithError("the first pixel differs from the whole image resized and cropped");
@@ -88,10 +90,14 @@ void preprocess_with(benchmark::State& state, PixelFormat format, Interpolation 
   count(state, static_cast<std::int64_t>(memory.size()));
 }
 
-void preprocess_interpolation(benchmark::State& state) { preprocess_with(state, PixelFormat::rgb8, static_cast<Interpolation>(state.range(0))); }
+void preprocess_interpolation(benchmark::State& state) {
+  preprocess_with(state, PixelFormat::rgb8, static_cast<Interpolation>(state.range(0)));
+}
 BENCHMARK(preprocess_interpolation)->ArgName("interpolation")->DenseRange(0, 5)->Unit(benchmark::kMicrosecond);
 
-void preprocess_format(benchmark::State& state) { preprocess_with(state, static_cast<PixelFormat>(state.range(0)), Interpolation::pillow_bilinear); }
+void preprocess_format(benchmark::State& state) {
+  preprocess_with(state, static_cast<PixelFormat>(state.range(0)), Interpolation::pillow_bilinear);
+}
 BENCHMARK(preprocess_format)->ArgName("format")->DenseRange(0, 7)->Unit(benchmark::kMicrosecond);
 
 void gaussian(benchmark::State& state) {

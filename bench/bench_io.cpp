@@ -143,7 +143,9 @@ BENCHMARK(tiff_round_trip)->Unit(benchmark::kMillisecond);
 int main(int argc, char** argv) {
 #if NORMA_X86_DISPATCH
   if (io::detail::has_sha_instructions()) {
-    benchmark::RegisterBenchmark("sha256/instructions", [](benchmark::State& state) { sha256(state, io::detail::sha256_blocks_sha); })->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark("sha256/instructions", [](benchmark::State& state) {
+      sha256(state, io::detail::sha256_blocks_sha);
+    })->Unit(benchmark::kMicrosecond);
   }
 #endif
   benchmark::Initialize(&argc, argv);

@@ -3,36 +3,18 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
-#include <norma/core/random.hpp>
 #include <norma/core/thread_pool.hpp>
 #include <norma/search/greedy_k_centre.hpp>
 
+#include "support/feature_rows.hpp"
 #include "support/peak.hpp"
 
 namespace {
 
 using namespace norma;
-
-/// Rectified combinations of 16 factors of falling weight and noise, as patch features are: most of the energy lies in a few directions.
-Matrix<float> feature_like_rows(std::int64_t rows, std::int64_t cols, std::uint64_t seed) {
-  Random random(seed);
-  Matrix<float> factors(16, cols), m(rows, cols);
-  for (std::int64_t i = 0; i < 16 * cols; ++i) factors.data()[i] = static_cast<float>(random.normal());
-  for (std::int64_t r = 0; r < rows; ++r) {
-    float weight[16];
-    for (int f = 0; f < 16; ++f) weight[f] = static_cast<float>(random.normal()) / static_cast<float>(1 + f);
-    for (std::int64_t c = 0; c < cols; ++c) {
-      float sum = 0.3f * static_cast<float>(random.normal());
-      for (int f = 0; f < 16; ++f) sum += weight[f] * factors(f, c);
-      m(r, c) = std::max(sum, 0.0f);
-    }
-  }
-  return m;
-}
 
 std::int64_t first_difference_from_plain_loop(const Matrix<float>& points, const std::vector<std::int64_t>& picks, std::int64_t count) {
   std::vector<double> nearest(static_cast<std::size_t>(points.rows()), std::numeric_limits<double>::infinity());
@@ -55,7 +37,7 @@ void greedy_k_centre(benchmark::State& state) {
   const std::int64_t n = state.range(0), d = state.range(1), count = state.range(2);
   ThreadPool pool(static_cast<int>(state.range(3)));
   const Parallel parallel = pool.parallel();
-  const auto points = feature_like_rows(n, d, 1);
+  const auto points = bench::feature_like_rows(n, d, 1);
   GreedyKCenter::Settings settings;
   settings.size.coreset_ratio = 1.0;
   settings.size.coreset_count = count;

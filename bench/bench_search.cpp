@@ -8,22 +8,15 @@
 #include <utility>
 #include <vector>
 
-#include <norma/core/random.hpp>
 #include <norma/core/thread_pool.hpp>
-#include <norma/search/exact.hpp>
+#include <norma/search/pruned.hpp>
 
+#include "support/feature_rows.hpp"
 #include "support/peak.hpp"
 
 namespace {
 
 using namespace norma;
-
-Matrix<float> normal_rows(std::int64_t rows, std::int64_t cols, std::uint64_t seed) {
-  Matrix<float> m(rows, cols);
-  Random random(seed);
-  for (std::int64_t i = 0; i < rows * cols; ++i) m.data()[i] = static_cast<float>(random.normal());
-  return m;
-}
 
 /// A few queries against brute force in double.
 bool right(const Matrix<float>& bank, const Matrix<float>& queries, int k, const Matrix<std::int64_t>& row) {
@@ -45,13 +38,16 @@ bool right(const Matrix<float>& bank, const Matrix<float>& queries, int k, const
   return true;
 }
 
-template <class SearchT>
+enum class Rows { normal, feature_like };
+
+template <class SearchT, Rows kRows>
 void nearest(benchmark::State& state) {
   const std::int64_t m = state.range(0), n = state.range(1), d = state.range(2);
   const int k = static_cast<int>(state.range(3));
   ThreadPool pool(static_cast<int>(state.range(4)));
   const Parallel parallel = pool.parallel();
-  const auto bank = normal_rows(n, d, 1), queries = normal_rows(m, d, 2);
+  const auto rows = kRows == Rows::normal ? bench::normal_rows : bench::feature_like_rows;
+  const auto bank = rows(n, d, 1), queries = rows(m, d, 2);
   const auto index = SearchT::prepare(bank.view(), parallel);
   if (!index.ok()) return state.SkipWithError(index.message().c_str());
   Matrix<float> distance(m, k);
@@ -90,16 +86,26 @@ void shapes(benchmark::internal::Benchmark* b) {
     }
   }
 }
-BENCHMARK(nearest<ExactSearch>)->Apply(shapes)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(nearest<ExactSearch, Rows::normal>)->Apply(shapes)->UseManualTime()->Unit(benchmark::kMillisecond);
 
+void feature_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"queries", "bank", "dims", "k", "threads"});
+  for (const int threads : {1, 2}) {
+    for (const int k : {1, 9}) b->Args({3136, 16400, 384, k, threads});
+  }
+}
+BENCHMARK(nearest<ExactSearch, Rows::feature_like>)->Apply(feature_shapes)->UseManualTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(nearest<PrunedSearch, Rows::feature_like>)->Apply(feature_shapes)->UseManualTime()->Unit(benchmark::kMillisecond);
+
+template <class SearchT>
 void prepare(benchmark::State& state) {
-  const auto bank = normal_rows(state.range(0), state.range(1), 1);
+  const auto bank = bench::normal_rows(state.range(0), state.range(1), 1);
   for (auto _ : state) {
-    auto index = ExactSearch::prepare(bank.view(), {});
+    auto index = SearchT::prepare(bank.view(), {});
     benchmark::DoNotOptimize(index);
   }
 }
-BENCHMARK(prepare)->ArgNames({"bank", "dims"})->Args({16400, 1024})->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(prepare<ExactSearch>)->ArgNames({"bank", "dims"})->Args({16400, 1024})->UseRealTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

@@ -11,32 +11,8 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   shift
 fi
 
-# Package, and a file or command that shows it is there (so that other ways of installing count).
-needed=(
-  "cmake cmake" "ninja-build ninja" "g++ c++" "pkg-config pkg-config"
-  "libeigen3-dev /usr/include/eigen3/Eigen/Core" "libxtensor-dev /usr/include/xtensor/xtensor.hpp" "libstb-dev /usr/include/stb/stb_image.h"
-  "doctest-dev /usr/include/doctest/doctest.h" "libbenchmark-dev /usr/include/benchmark/benchmark.h"
-)
-missing=()
-for pair in "${needed[@]}"; do
-  read -r package sign <<<"$pair"
-  case $sign in
-    /*) [[ -e $sign ]] || missing+=("$package") ;;
-    *) command -v "$sign" >/dev/null || missing+=("$package") ;;
-  esac
-done
-if [[ ${#missing[@]} -gt 0 ]]; then
-  if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
-    echo "installing: ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq >/dev/null
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
-    echo "not found in the usual place: ${missing[*]}" >&2
-    echo "on Debian or Ubuntu: sudo apt-get install ${missing[*]}" >&2
-    echo "going on; cmake says what it cannot find" >&2
-  fi
-fi
+source .ci/install.sh
+install_missing "${norma_build_packages[@]}"
 
 jobs=$(getconf _NPROCESSORS_ONLN)
 started=$SECONDS

@@ -2,7 +2,8 @@
 
     python3 backbones_torch.py [NAME...]     milliseconds (best, median, least processor time): eager, and traced + frozen + optimized
 
-Each round times both thread counts of both ways in turn, so that a busy minute hits all of them. Made with PyTorch 1.13, torchvision 0.14.
+Linear layers run on whatever BLAS PyTorch was given: with netlib's reference BLAS (Debian without libopenblas) the transformers' and the eager
+figures say nothing about PyTorch; the frozen convolutional ones run in oneDNN. Each round times both thread counts of both ways in turn, so that a busy minute hits all of them. Made with PyTorch 1.13, torchvision 0.14.
 """
 import statistics
 import sys

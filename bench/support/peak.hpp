@@ -37,70 +37,37 @@ inline double work_seconds([[maybe_unused]] int threads) {
 
 namespace norma::bench {
 
-inline float fma_chains(InstructionSet set, std::int64_t rounds) {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::fma_chains(rounds);
-  if (set == InstructionSet::avx2) return simd::avx2::fma_chains(rounds);
-#endif
-  (void)set;
-  return simd::generic::fma_chains(rounds);
-}
-inline int floats_per_round(InstructionSet set) {
-  constexpr int kChains = 12;
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return kChains * simd::avx512::kWidth;
-  if (set == InstructionSet::avx2) return kChains * simd::avx2::kWidth;
-#endif
-  (void)set;
-  return kChains * simd::generic::kWidth;
-}
-
 /// Multiply-adds from registers only, GFLOP/s over all workers (two operations each): the best of `repeats` rounds of about half a
 /// millisecond, short enough to fit between two interruptions on a busy machine.
 /// The generic set counts multiplications and additions the same way, fused or not.
 inline double fma_peak(InstructionSet set = instruction_set(), Parallel parallel = {}, int repeats = 40) {
   const std::int64_t rounds = 150'000;
+  const double floats = 12.0 * NORMA_SIMD_SELECT(set, kWidth);  // of a round: twelve chains
   const int workers = parallel.workers();
   double best = 0.0;
-  volatile float sink = 0.0f;
   for (int i = 0; i < repeats; ++i) {
     const double start = work_seconds(workers);
-    parallel.run(workers, [&](std::int64_t, int) { sink = fma_chains(set, rounds); });
+    parallel.run(workers, [&](std::int64_t, int) { [[maybe_unused]] volatile float sink = NORMA_SIMD_SELECT(set, fma_chains)(rounds); });
     const double time = work_seconds(workers) - start;
-    best = std::max(best, 2e-9 * static_cast<double>(rounds) * floats_per_round(set) * workers / time);
+    best = std::max(best, 2e-9 * static_cast<double>(rounds) * floats * workers / time);
   }
-  (void)sink;
   return best;
 }
 
 /// Reading `megabytes` of memory once, GB/s over all workers: the best of `repeats`.
-inline double read_bandwidth(std::int64_t megabytes = 256, Parallel parallel = {}, InstructionSet set = instruction_set(), int repeats = 3) {
+inline double read_bandwidth(std::int64_t megabytes = 256, Parallel parallel = {}, InstructionSet set = instruction_set(),
+                             int repeats = 3) {
   const std::int64_t count = megabytes * (1 << 18);
   Buffer<float> memory(count);
   double best = 0.0;
-  volatile float sink = 0.0f;
   const std::int64_t grain = (count + parallel.workers() - 1) / parallel.workers();
   for (int i = 0; i < repeats; ++i) {
-    const double start = seconds();
+    const double start = work_seconds(parallel.workers());
     parallel.run_ranges(count, grain, [&](std::int64_t first, std::int64_t last, int) {
-      float sum = 0.0f;
-#if NORMA_X86_DISPATCH
-      if (set == InstructionSet::avx512) {
-        sum = simd::avx512::sum_of(memory.data() + first, last - first);
-      } else if (set == InstructionSet::avx2) {
-        sum = simd::avx2::sum_of(memory.data() + first, last - first);
-      } else {
-        sum = simd::generic::sum_of(memory.data() + first, last - first);
-      }
-#else
-      sum = simd::generic::sum_of(memory.data() + first, last - first);
-#endif
-      sink = sum;
+      [[maybe_unused]] volatile float sink = NORMA_SIMD_SELECT(set, sum_of)(memory.data() + first, last - first);
     });
-    best = std::max(best, 4e-9 * static_cast<double>(count) / (seconds() - start));
+    best = std::max(best, 4e-9 * static_cast<double>(count) / (work_seconds(parallel.workers()) - start));
   }
-  (void)set;
-  (void)sink;
   return best;
 }
 

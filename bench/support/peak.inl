@@ -20,7 +20,9 @@ NORMA_SIMD_TARGET inline float fma_chains(std::int64_t rounds) {
     a11 = a11 * x + y;
 #if NORMA_HAS_VECTOR_EXTENSION
     // Equal chains must not be merged into one.
-    asm volatile("" : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5), "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9), "+x"(a10), "+x"(a11));
+    asm volatile(""
+                 : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5), "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9), "+x"(a10),
+                   "+x"(a11));
 #endif
   }
   return sum_of_lanes(a0 + a1 + a2 + a3 + a4 + a5 + a6 + a7 + a8 + a9 + a10 + a11);

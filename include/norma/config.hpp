@@ -18,8 +18,9 @@
 #endif
 
 // x86 code paths are compiled per function with a target attribute and chosen at run time,
-// so that users need no architecture flags. Under nvcc the generic path is used.
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
+// so that users need no architecture flags. nvcc's host pass has them too: a .cu and a .cpp of one program must agree
+// on every inline function.
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define NORMA_X86_DISPATCH 1
 #define NORMA_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define NORMA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
@@ -30,10 +31,13 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define NORMA_ALWAYS_INLINE inline __attribute__((always_inline))
 #define NORMA_RESTRICT __restrict__
+// Rarely called: kept out of line, and what leads to a call is compiled for size. Error texts are most of a reader's code.
+#define NORMA_COLD __attribute__((noinline, cold))
 #define NORMA_NOINLINE __attribute__((noinline))
 #else
 #define NORMA_ALWAYS_INLINE inline
 #define NORMA_RESTRICT
+#define NORMA_COLD
 #define NORMA_NOINLINE
 #endif
 

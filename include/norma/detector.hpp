@@ -166,6 +166,7 @@ class Detector {
   template <class SourceT>
   Status observe(const SourceT& source, const FitOptions& options = {}) {
     static_assert(detail::check_source<SourceT, Image>());
+    NORMA_CHECK(require_unfitted("observe"));
     NORMA_CHECK(source.status());
     if (source.size() < 1) return {Errc::not_enough_data, "Detector::fit: the source holds no images, expected at least 1"};
     typename ExecutionT::Threads threads(options.threads);
@@ -216,6 +217,8 @@ class Detector {
     return {};
   }
   Status merge(Detector&& other) {
+    NORMA_CHECK(require_unfitted("merge"));
+    NORMA_CHECK(other.require_unfitted("merge"));
     NORMA_CHECK(estimator_.merge(std::move(other.estimator_)));
     provenance_.images += other.provenance_.images;
     image_names_.insert(image_names_.end(), other.image_names_.begin(), other.image_names_.end());
@@ -223,9 +226,11 @@ class Detector {
     return {};
   }
   Status finish(const FitOptions& options = {}) {
+    NORMA_CHECK(require_unfitted("finish"));
     typename ExecutionT::Threads threads(options.threads);
     NORMA_CHECK(estimator_.finish(FitContext{threads.parallel(), options.observer, options.seed}));
     provenance_.seed = options.seed;
+    if (provenance_.weights_digest.empty() && weights_) provenance_.weights_digest = weights_->digest();
     fitted_ = true;
     calibration_.reset();
     return record_references();
@@ -242,6 +247,9 @@ class Detector {
   /// For targets without a heap after start-up: `memory` of at least workspace_bytes(settings), aligned to kAlignment.
   [[nodiscard]] Result<Workspace> make_workspace(std::span<std::byte> memory, int threads = 1) const {
     const std::size_t needed = workspace_bytes(settings_, threads);
+    if (reinterpret_cast<std::uintptr_t>(memory.data()) % kAlignment != 0) {
+      return Status{Errc::invalid_argument, "Detector::make_workspace: the memory must be aligned to " + std::to_string(kAlignment) + " bytes"};
+    }
     if (memory.size() < needed) {
       return Status{Errc::out_of_memory, "Detector::make_workspace: needs " + std::to_string(needed) + " bytes, found " + std::to_string(memory.size())};
     }
@@ -299,6 +307,9 @@ class Detector {
     static_assert(detail::check_source<SourceT, Image>());
     if (!fitted_) return {Errc::not_fitted, "Detector::calibrate: fit the detector or open a model first"};
     NORMA_CHECK(source.status());
+    // Too few images are refused before they are all looked at: calibrating on that many zeros says the same.
+    const std::vector<double> zeros(static_cast<std::size_t>(source.size()));
+    NORMA_CHECK(norma::calibrate(std::span<const double>(zeros), options).status());
     Workspace workspace = make_workspace(run.threads);
     std::vector<double> scores;
     Progress progress("calibration", source.size(), run.observer);
@@ -448,6 +459,10 @@ class Detector {
   Detector(const Settings& settings, std::shared_ptr<const Backbone> backbone, Estimator estimator)
       : settings_(settings), backbone_(std::move(backbone)), estimator_(std::move(estimator)), metric_(settings.metric) {}
 
+  Status require_unfitted(const char* function) const {
+    if (!fitted_) return {};
+    return {Errc::invalid_argument, std::string("Detector::") + function + ": this detector is fitted already; begin with an empty one (create), or use fit, which begins anew"};
+  }
   static std::string base_name(const std::string& path) { return path.substr(path.find_last_of("/\\") + 1); }
   static Status named(const Status& status, const std::string& name) {
     if (status.message().find(name) != std::string::npos) return status;
@@ -502,8 +517,8 @@ class Detector {
     settings.end_object();
     NORMA_CHECK(writer.set_metadata("norma.settings", settings.take()));
     io::JsonWriter fit;
-    fit.begin_object().member("images", provenance_.images).member("seed", provenance_.seed).member("weights", provenance_.weights);
-    fit.member("weights_digest", provenance_.weights_digest.empty() && weights_ ? weights_->digest() : provenance_.weights_digest);
+    fit.begin_object().member("images", provenance_.images).member("seed", field_text(provenance_.seed)).member("weights", provenance_.weights);
+    fit.member("weights_digest", provenance_.weights_digest);
     fit.member("image_names", image_names_).end_object();
     NORMA_CHECK(writer.set_metadata("norma.fit", fit.take()));
     if (calibration_) {
@@ -530,7 +545,11 @@ class Detector {
     NORMA_TRY(const io::JsonValue fit, io::JsonValue::parse(file.metadata("norma.fit").value_or("{}"), file.name() + ": norma.fit"));
     const auto text = [](const io::JsonValue* value) { return std::string(value != nullptr ? value->string().value_or("") : ""); };
     const auto whole = [](const io::JsonValue* value) { return value != nullptr ? value->integer().value_or(0) : 0; };
-    provenance_ = {whole(fit.find("images")), static_cast<std::uint64_t>(whole(fit.find("seed"))), text(fit.find("weights")), text(fit.find("weights_digest"))};
+    provenance_ = {whole(fit.find("images")), 0, text(fit.find("weights")), text(fit.find("weights_digest"))};
+    // As text: JSON's readers keep 53 or 63 bits of a number.
+    if (!field_from_text(text(fit.find("seed")), provenance_.seed)) {
+      return {Errc::corrupt, "Detector::open: '" + file.name() + "': norma.fit has no seed"};
+    }
     if (const io::JsonValue* names = fit.find("image_names")) {
       for (const io::JsonValue& name : names->items()) image_names_.emplace_back(name.string().value_or(""));
     }

@@ -40,7 +40,8 @@ inline std::vector<std::byte> damaged(const std::vector<std::byte>& original, Ra
     const auto size = static_cast<std::int64_t>(bytes.size());
     // Headers are small and decide most: half of the changes hit the first or last kilobyte.
     std::int64_t at = random.below(size);
-    if (random.below(2) == 0) at = random.below(2) == 0 ? at % std::min<std::int64_t>(size, 1024) : size - 1 - at % std::min<std::int64_t>(size, 1024);
+    if (random.below(2) == 0)
+      at = random.below(2) == 0 ? at % std::min<std::int64_t>(size, 1024) : size - 1 - at % std::min<std::int64_t>(size, 1024);
     const auto place = bytes.begin() + at;
     const std::int64_t length = 1 + random.below(std::min<std::int64_t>(size - at, 16));
     switch (random.below(8)) {

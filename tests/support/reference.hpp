@@ -70,8 +70,8 @@ inline double activate(double x, Activation activation) {
   }
   return x;
 }
-inline constexpr Activation kActivations[] = {Activation::none, Activation::relu,      Activation::relu6,
-                                              Activation::silu, Activation::gelu,      Activation::sigmoid,
+inline constexpr Activation kActivations[] = {Activation::none, Activation::relu,       Activation::relu6,
+                                              Activation::silu, Activation::gelu,       Activation::sigmoid,
                                               Activation::tanh, Activation::leaky_relu, Activation::hard_swish};
 
 /// A sum of products with the sum of their sizes, which bounds what rounding can do to it.
@@ -85,9 +85,9 @@ struct BoundedSum {
 };
 
 /// One output of a convolution. `oihw` as weight files have it.
-inline BoundedSum convolve(TensorView<const float> x, const std::vector<float>& oihw, std::int64_t out_channels, int kernel_height, int kernel_width,
-                           int stride, int dilation, int pad_top, int pad_left, int groups, std::int64_t image, std::int64_t oy, std::int64_t ox,
-                           std::int64_t o) {
+inline BoundedSum convolve(TensorView<const float> x, const std::vector<float>& oihw, std::int64_t out_channels, int kernel_height,
+                           int kernel_width, int stride, int dilation, int pad_top, int pad_left, int groups, std::int64_t image,
+                           std::int64_t oy, std::int64_t ox, std::int64_t o) {
   const std::int64_t in_group = x.channels / groups;
   const std::int64_t group = o / (out_channels / groups);
   BoundedSum sum;

@@ -20,7 +20,8 @@ class ZipBuilder {
     return *this;
   }
   /// Packed bytes with a header of the test's choice.
-  ZipBuilder& add_packed(std::string name, std::string_view packed, std::uint32_t size, std::uint16_t method, std::uint32_t crc, std::uint16_t flags = 0) {
+  ZipBuilder& add_packed(std::string name, std::string_view packed, std::uint32_t size, std::uint16_t method, std::uint32_t crc,
+                         std::uint16_t flags = 0) {
     entries_.push_back({std::move(name), std::string(packed), size, method, flags, crc});
     return *this;
   }

@@ -156,6 +156,7 @@ TEST_CASE("a detector runs from memory that the caller owns, and refuses too lit
   REQUIRE(workspace.ok());
   CHECK(detector.inspect(tiny_picture(3), *workspace)->score == answer(detector, tiny_picture(3)).back());
   CHECK(detector.make_workspace(std::span(memory).first(1000)).code() == Errc::out_of_memory);
+  CHECK(detector.make_workspace(std::span(memory).subspan(8)).code() == Errc::invalid_argument);
   auto other = fitted<Gauss>().make_workspace();
   if (other.bytes() < Core::workspace_bytes()) CHECK(detector.inspect(tiny_picture(3), other).code() == Errc::out_of_memory);
 }
@@ -184,6 +185,39 @@ TEST_CASE_TEMPLATE("a fit spread over two halves answers like one fit", D, Core,
   // Sums of halves round differently from one sum; a thousandth is far above that and far below a changed result.
   for (std::size_t i = 0; i < whole.size(); ++i) CHECK(std::abs(merged[i] - whole[i]) <= 1e-3f * (1.0f + std::abs(whole[i])));
   CHECK(left->provenance().images == 12);
+}
+
+TEST_CASE("after a merge a row of the bank still names the image it comes from") {
+  Core::Settings settings = small_settings<Core>();
+  settings.estimator.size.coreset_ratio = 1.0;
+  auto left = Core::create(tiny_weights(), settings);
+  auto right = Core::create(tiny_weights(), settings);
+  REQUIRE(left->observe(TinySource{.count = 3, .first = 0}).ok());
+  REQUIRE(right->observe(TinySource{.count = 2, .first = 50}).ok());
+  REQUIRE(left->merge(std::move(*right)).ok());
+  REQUIRE(left->finish().ok());
+  std::vector<int> rows(5, 0);
+  for (const auto& origin : left->estimator().provenance()) ++rows[static_cast<std::size_t>(origin.image)];
+  for (const int count : rows) CHECK(count == 64);  // the grid of level1 has 8 x 8 positions
+  CHECK(left->image_names()[3] == "picture50.png");
+}
+
+TEST_CASE("a fitted detector takes no further observations in parts") {
+  Core detector = fitted<Core>();
+  const auto before = answer(detector, tiny_picture(1));
+  CHECK(detector.observe(TinySource{}).code() == Errc::invalid_argument);
+  CHECK(detector.finish().code() == Errc::invalid_argument);
+  CHECK(detector.merge(fitted<Core>()).code() == Errc::invalid_argument);
+  CHECK(answer(detector, tiny_picture(1)) == before);
+}
+
+TEST_CASE("a seed of 64 bits survives the file") {
+  const Core detector = fitted<Core>({.seed = 0xffff'ffff'ffff'fff1u});
+  const auto bytes = detector.save_bytes();
+  REQUIRE(bytes.ok());
+  const auto opened = Core::open_bytes(*bytes);
+  REQUIRE(opened.ok());
+  CHECK(opened->provenance().seed == 0xffff'ffff'ffff'fff1u);
 }
 
 TEST_CASE("calibration refuses too few images and keeps what it promised") {

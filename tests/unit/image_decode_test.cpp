@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <norma/image/decode.hpp>
+#include <norma/image/detail/deflate.hpp>
 
 #include "support/image_files.hpp"
 #include "support/shared_fixtures.hpp"
@@ -72,13 +73,13 @@ std::vector<std::byte> zeros_stream(std::int64_t copies) {
   const auto put_code = [&](unsigned code, int bits) {
     for (int b = bits - 1; b >= 0; --b) put(code >> b & 1u);
   };
-  put(1), put(1), put(0);      // the last block, fixed codes
-  put_code(0x30, 8);           // literal 0
+  put(1), put(1), put(0);  // the last block, fixed codes
+  put_code(0x30, 8);       // literal 0
   for (std::int64_t i = 0; i < copies; ++i) {
-    put_code(0xC5, 8);         // length 258
-    put_code(0, 5);            // distance 1
+    put_code(0xC5, 8);  // length 258
+    put_code(0, 5);     // distance 1
   }
-  put_code(0, 7);              // end of block
+  put_code(0, 7);  // end of block
   while (filled != 0) put(0);
   put_32(out, static_cast<std::uint32_t>((1 + 258 * copies) % 65521) << 16 | 1u);  // Adler-32 of that many zeros
   return out;
@@ -95,7 +96,7 @@ TEST_CASE("formats that keep every value") {
   REQUIRE(gray.channels() == 1);
   REQUIRE(rgb.height() == 23);
   REQUIRE(rgb.width() == 37);
-  CHECK(largest_difference(read_image("rgba.png"), rgb) == 0);        // alpha is dropped, not blended
+  CHECK(largest_difference(read_image("rgba.png"), rgb) == 0);  // alpha is dropped, not blended
   CHECK(largest_difference(read_image("gray_alpha.png"), gray) == 0);
   CHECK(largest_difference(read_image("rgb.bmp"), rgb) == 0);
   CHECK(largest_difference(read_image("rgb.ppm"), rgb) == 0);
@@ -127,7 +128,8 @@ TEST_CASE("PNG: every colour type, depth and filter, interlaced or not") {
   // Sizes at which some of the seven passes are empty.
   for (const char* size : {"1x1", "1x5", "5x1", "3x2", "8x8"}) {
     CAPTURE(std::string(size));
-    CHECK(largest_difference(read_image(std::string("png_small_") + size + ".png"), read_image(std::string("png_small_") + size + "_as_read.png")) == 0);
+    CHECK(largest_difference(read_image(std::string("png_small_") + size + ".png"),
+                             read_image(std::string("png_small_") + size + "_as_read.png")) == 0);
   }
 }
 
@@ -153,19 +155,48 @@ TEST_CASE("PNG: chunks that contradict each other") {
   CHECK(made({{"IHDR", header(24, 31, 8, 3)}, {"PLTE", bytes_of("abc")}, {"IDAT", pixels}, {"IEND", {}}}).ok());
 
   CHECK(made({{"IHDR", header(24, 31, 8, 0)}, {"IDAT", half}, {"IEND", {}}}).code() == Errc::corrupt);
-  CHECK(made({{"IHDR", header(24, 32, 8, 0)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);       // too few pixels
-  CHECK(made({{"IHDR", header(24, 31, 8, 0)}, {"IEND", {}}}).code() == Errc::corrupt);                         // none
-  CHECK(made({{"IDAT", pixels}, {"IHDR", header(24, 31, 8, 0)}, {"IEND", {}}}).code() == Errc::corrupt);       // header not first
+  CHECK(made({{"IHDR", header(24, 32, 8, 0)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);  // too few pixels
+  CHECK(made({{"IHDR", header(24, 31, 8, 0)}, {"IEND", {}}}).code() == Errc::corrupt);                    // none
+  CHECK(made({{"IDAT", pixels}, {"IHDR", header(24, 31, 8, 0)}, {"IEND", {}}}).code() == Errc::corrupt);  // header not first
   CHECK(made({{"IHDR", header(24, 31, 8, 0)}, {"IHDR", header(24, 31, 8, 0)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
-  CHECK(made({{"IHDR", header(24, 31, 8, 3)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);       // no palette
+  CHECK(made({{"IHDR", header(24, 31, 8, 3)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);  // no palette
   CHECK(made({{"IHDR", header(24, 31, 8, 3)}, {"PLTE", bytes_of("abcd")}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
   CHECK(made({{"IHDR", header(24, 31, 8, 3)}, {"PLTE", {}}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
-  CHECK(made({{"IHDR", header(24, 31, 3, 0)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);       // no such depth
+  CHECK(made({{"IHDR", header(24, 31, 3, 0)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);  // no such depth
   CHECK(made({{"IHDR", header(24, 31, 4, 2)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
   CHECK(made({{"IHDR", header(24, 31, 8, 5)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
   CHECK(made({{"IHDR", header(24, 31, 8, 0, 2)}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::unsupported);
   CHECK(made({{"IHDR", header(24, 31, 8, 0)}, {"ABCD", {}}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::unsupported);
   CHECK(made({{"IHDR", bytes_of("short")}, {"IDAT", pixels}, {"IEND", {}}}).code() == Errc::corrupt);
+}
+
+TEST_CASE("PNG: random headers over random pixels never crash") {
+  Random random(2024);
+  int read = 0;
+  for (int trial = 0; trial < 4000; ++trial) {
+    const std::pair<int, int> kinds[] = {{0, 1}, {0, 2}, {0, 4}, {0, 8}, {0, 16}, {2, 8}, {2, 16}, {3, 1},
+                                         {3, 2}, {3, 4}, {3, 8}, {4, 8}, {4, 16}, {6, 8}, {6, 16}};
+    const auto kind = kinds[random.below(15)];
+    std::vector<std::byte> header, raw(static_cast<std::size_t>(random.below(3000))), stream, out = bytes_of("\x89PNG\r\n\x1a\n");
+    put_32(header, static_cast<std::uint32_t>(1 + random.below(12)));
+    put_32(header, static_cast<std::uint32_t>(1 + random.below(12)));
+    for (const int value : {kind.second, kind.first, 0, 0, static_cast<int>(random.below(2))})
+      header.push_back(static_cast<std::byte>(value));
+    // Mostly small numbers, so that filters are often known ones and palette indices often inside.
+    for (auto& byte : raw) byte = static_cast<std::byte>(random.below(random.below(8) == 0 ? 256 : 5));
+    image::detail::deflate_zlib(raw, stream);
+    put_chunk(out, "IHDR", header);
+    if (random.below(4) > 0)
+      put_chunk(out, "PLTE", std::vector<std::byte>(static_cast<std::size_t>(3 * (1 + random.below(20))), std::byte{7}));
+    put_chunk(out, "IDAT", stream);
+    put_chunk(out, "IEND", {});
+    const auto result = image::decode(out, "random");
+    if (result.ok())
+      ++read;
+    else
+      REQUIRE(result.code() == Errc::corrupt);
+  }
+  CHECK(read > 100);
 }
 
 TEST_CASE("JPEG, gray, colour and progressive, as Pillow reads it but for the inverse transform") {
@@ -185,8 +216,9 @@ TEST_CASE("PNM: comments, small ranges, 16 bits, nonsense") {
   CHECK((*wide)(0, 0, 0) == 128);
   CHECK((*wide)(0, 0, 1) == 255);
   CHECK((*wide)(0, 0, 2) == 1);
-  for (const char* text : {"P5", "P5 2", "P5 2 2", "P5 2 2 255", "P5 2 2 255\nabc", "P5 x 2 255\nabcd", "P5 2 2 0\nabcd", "P5 2 2 70000\nabcdefgh",
-                           "P5 99999999999999999999 2 255\nabcd", "P5 0 2 255\nabcd", "P5 -2 2 255\nabcd", "P5 2 2 255x", "P5#", "P6 1 1 255\nab"}) {
+  for (const char* text :
+       {"P5", "P5 2", "P5 2 2", "P5 2 2 255", "P5 2 2 255\nabc", "P5 x 2 255\nabcd", "P5 2 2 0\nabcd", "P5 2 2 70000\nabcdefgh",
+        "P5 99999999999999999999 2 255\nabcd", "P5 0 2 255\nabcd", "P5 -2 2 255\nabcd", "P5 2 2 255x", "P5#", "P6 1 1 255\nab"}) {
     CAPTURE(text);
     CHECK(image::decode(bytes_of(text), "a.pgm").code() == Errc::corrupt);
   }
@@ -215,7 +247,8 @@ TEST_CASE("errors name the file and say what is wrong") {
 }
 
 TEST_CASE("a file cut anywhere is an error") {
-  for (const char* name : {"rgb.png", "gray_16.png", "palette.png", "png_rgb_8_interlaced.png", "rgb.jpg", "gray.jpg", "rgb_progressive.jpg", "rgb.bmp", "gray.bmp", "rgb.ppm", "gray.pgm"}) {
+  for (const char* name : {"rgb.png", "gray_16.png", "palette.png", "png_rgb_8_interlaced.png", "rgb.jpg", "gray.jpg",
+                           "rgb_progressive.jpg", "rgb.bmp", "gray.bmp", "rgb.ppm", "gray.pgm"}) {
     CAPTURE(std::string(name));
     const auto whole = file_bytes(name);
     const auto complete = image::decode(whole, name);

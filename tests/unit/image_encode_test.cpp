@@ -39,7 +39,8 @@ TEST_CASE("deflate: what is unpacked is what was packed") {
       few[i] = static_cast<std::byte>(random.below(3));
       // Frequencies that halve from symbol to symbol: a tree deeper than 15 without the limit.
       skewed[i] = static_cast<std::byte>(std::min(std::countl_zero(random.bits()), 31));
-      far[i] = static_cast<std::byte>(i < 32768 ? std::to_integer<unsigned>(noise[i]) : std::to_integer<unsigned>(far[i - 32768]));  // the farthest match
+      far[i] = static_cast<std::byte>(i < 32768 ? std::to_integer<unsigned>(noise[i])
+                                                : std::to_integer<unsigned>(far[i - 32768]));  // the farthest match
     }
     const std::size_t packed = check_round_trip(zeros);
     if (size >= 1000) CHECK(packed * 20 < size + 6000);
@@ -53,9 +54,9 @@ TEST_CASE("deflate: what is unpacked is what was packed") {
 TEST_CASE("deflate: symbols of lengths and distances are those of RFC 1951") {
   using image::detail::length_symbol;
   using image::detail::LogSymbol;
-  CHECK(length_symbol(3).symbol == 0);     // 257
-  CHECK(length_symbol(10).symbol == 7);    // 264
-  CHECK(length_symbol(11).symbol == 8);    // 265, 1 extra bit
+  CHECK(length_symbol(3).symbol == 0);   // 257
+  CHECK(length_symbol(10).symbol == 7);  // 264
+  CHECK(length_symbol(11).symbol == 8);  // 265, 1 extra bit
   CHECK(length_symbol(12).extra == 1);
   CHECK(length_symbol(257).symbol == 27);  // 284, 5 extra bits
   CHECK(length_symbol(257).extra == 30);

@@ -74,8 +74,10 @@ TEST_CASE("the image stays where the map is low, and changes at the spot") {
   for (std::int64_t r = 0; r < 120; ++r) {
     for (std::int64_t c = 0; c < 90; ++c) {
       const bool changed = (*out)(r, c, 0) != image(r, c, 0) || (*out)(r, c, 1) != image(r, c, 1);
-      if (std::hypot(static_cast<double>(r - 40), static_cast<double>(c - 60)) > 15) changed_far += changed;
-      else if (map(r, c) > 0.7f) changed_near += changed;
+      if (std::hypot(static_cast<double>(r - 40), static_cast<double>(c - 60)) > 15)
+        changed_far += changed;
+      else if (map(r, c) > 0.7f)
+        changed_near += changed;
     }
   }
   CHECK(changed_far == 0);

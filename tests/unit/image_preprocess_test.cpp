@@ -119,7 +119,9 @@ TEST_CASE("normalisation and channel order") {
   for (std::int64_t p = 0; p < 4; ++p) {
     for (std::int64_t c = 0; c < 3; ++c) {
       const auto channel = static_cast<std::size_t>(c);
-      const auto value = [&](std::int64_t k) { return (static_cast<float>(image.data()[3 * p + k]) - settings.mean[channel]) / settings.stddev[channel]; };
+      const auto value = [&](std::int64_t k) {
+        return (static_cast<float>(image.data()[3 * p + k]) - settings.mean[channel]) / settings.stddev[channel];
+      };
       CHECK(rgb->data()[3 * p + c] == value(c));
       CHECK(bgr->data()[3 * p + c] == value(2 - c));
       CHECK(bgr_of_bgr->data()[3 * p + c] == value(c));  // memory is B G R and so is the network

@@ -188,7 +188,8 @@ TEST_CASE("the vector loops give what the plain loops give") {
         constexpr int kChannels = decltype(channels)::value, kStep = decltype(step)::value;
         const std::int64_t width = in.width() * 3 / kStep;
         const std::int64_t taps = detail::max_taps(kind, width, size);
-        Buffer<std::byte> memory(static_cast<std::int64_t>(detail::axis_bytes(size, taps) + detail::row_scratch_bytes(size, taps, taps, 1)));
+        Buffer<std::byte> memory(
+            static_cast<std::int64_t>(detail::axis_bytes(size, taps) + detail::row_scratch_bytes(size, taps, taps, 1)));
         Arena arena(memory.span());
         detail::AxisTaps axis;
         detail::RowScratch scratch;
@@ -199,7 +200,8 @@ TEST_CASE("the vector loops give what the plain loops give") {
         std::vector<std::uint8_t> plain(static_cast<std::size_t>(size * 3 + 1)), other(plain.size());
         for (std::int64_t i = 0; i < size; ++i) detail::pillow_output<kChannels, kStep>(in.row(7), axis, i, plain.data());
         detail::PillowPasses::horizontal<kChannels, kStep>(in.row(7), in.row(7) + width * kStep, axis, scratch.packed, other.data());
-        for (std::int64_t i = 0; i < size * kChannels; ++i) REQUIRE(plain[static_cast<std::size_t>(i)] == other[static_cast<std::size_t>(i)]);
+        for (std::int64_t i = 0; i < size * kChannels; ++i)
+          REQUIRE(plain[static_cast<std::size_t>(i)] == other[static_cast<std::size_t>(i)]);
 
         std::vector<const std::uint8_t*> rows;
         for (std::int64_t y = 0; y < axis.count[size / 2] && y < in.height(); ++y) rows.push_back(in.row(y));

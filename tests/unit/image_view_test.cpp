@@ -15,9 +15,7 @@ using namespace norma;
 TEST_CASE("more than 8 bits are rounded to the nearest, exhaustively") {
   for (const int bits : {10, 12, 16}) {
     const std::uint32_t top = (1u << bits) - 1;
-    for (std::uint32_t v = 0; v <= top; ++v) {
-      REQUIRE(image::detail::to_8_bits(v, bits) == std::lround(v * 255.0 / top));
-    }
+    for (std::uint32_t v = 0; v <= top; ++v) { REQUIRE(image::detail::to_8_bits(v, bits) == std::lround(v * 255.0 / top)); }
     CHECK(image::detail::to_8_bits(top + 5, bits) == 255);
   }
 }
@@ -25,7 +23,8 @@ TEST_CASE("more than 8 bits are rounded to the nearest, exhaustively") {
 TEST_CASE("every format as 8 bits") {
   const std::uint8_t raw[] = {10, 20, 30, 40, 50, 60, 70, 80};
   const auto at = [&](PixelFormat format, std::int64_t width) { return *image::to_image(image::view(raw, 1, width, 8, format)); };
-  const Image rgb = at(PixelFormat::rgb8, 2), bgr = at(PixelFormat::bgr8, 2), rgba = at(PixelFormat::rgba8, 2), bgra = at(PixelFormat::bgra8, 2);
+  const Image rgb = at(PixelFormat::rgb8, 2), bgr = at(PixelFormat::bgr8, 2), rgba = at(PixelFormat::rgba8, 2),
+              bgra = at(PixelFormat::bgra8, 2);
   CHECK(std::vector<int>(rgb.data(), rgb.data() + 6) == std::vector<int>{10, 20, 30, 40, 50, 60});
   CHECK(std::vector<int>(bgr.data(), bgr.data() + 6) == std::vector<int>{30, 20, 10, 60, 50, 40});
   CHECK(std::vector<int>(rgba.data(), rgba.data() + 6) == std::vector<int>{10, 20, 30, 50, 60, 70});

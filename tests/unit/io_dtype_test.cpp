@@ -34,7 +34,8 @@ std::uint16_t nearest(float value, int exponent_bits, int mantissa_bits) {
   const unsigned infinity = ((1u << exponent_bits) - 1) << mantissa_bits;
   unsigned low = 0, high = infinity;  // value_of(low) <= magnitude < value_of(high); infinity counts as the next step of the last binade
   const auto step_value = [&](unsigned bits) {
-    return bits == infinity ? std::ldexp(1.0, (1 << exponent_bits) - 1 - ((1 << (exponent_bits - 1)) - 1)) : value_of(bits, exponent_bits, mantissa_bits);
+    return bits == infinity ? std::ldexp(1.0, (1 << exponent_bits) - 1 - ((1 << (exponent_bits - 1)) - 1))
+                            : value_of(bits, exponent_bits, mantissa_bits);
   };
   if (magnitude >= step_value(infinity)) return static_cast<std::uint16_t>(sign | infinity);
   while (high - low > 1) {
@@ -56,11 +57,14 @@ TEST_CASE("names and sizes") {
     bool is_float;
     bool is_integer;
   };
-  const Case cases[] = {{DType::f64, "F64", 8, true, false},  {DType::f32, "F32", 4, true, false},         {DType::f16, "F16", 2, true, false},
-                        {DType::bf16, "BF16", 2, true, false}, {DType::i64, "I64", 8, false, true},         {DType::i32, "I32", 4, false, true},
-                        {DType::i16, "I16", 2, false, true},   {DType::i8, "I8", 1, false, true},           {DType::u64, "U64", 8, false, true},
-                        {DType::u32, "U32", 4, false, true},   {DType::u16, "U16", 2, false, true},         {DType::u8, "U8", 1, false, true},
-                        {DType::boolean, "BOOL", 1, false, true}, {DType::f8_e4m3, "F8_E4M3", 1, false, false}, {DType::f8_e5m2, "F8_E5M2", 1, false, false}};
+  const Case cases[] = {{DType::f64, "F64", 8, true, false},         {DType::f32, "F32", 4, true, false},
+                        {DType::f16, "F16", 2, true, false},         {DType::bf16, "BF16", 2, true, false},
+                        {DType::i64, "I64", 8, false, true},         {DType::i32, "I32", 4, false, true},
+                        {DType::i16, "I16", 2, false, true},         {DType::i8, "I8", 1, false, true},
+                        {DType::u64, "U64", 8, false, true},         {DType::u32, "U32", 4, false, true},
+                        {DType::u16, "U16", 2, false, true},         {DType::u8, "U8", 1, false, true},
+                        {DType::boolean, "BOOL", 1, false, true},    {DType::f8_e4m3, "F8_E4M3", 1, false, false},
+                        {DType::f8_e5m2, "F8_E5M2", 1, false, false}};
   for (const Case& c : cases) {
     CHECK(io::to_string(c.dtype) == c.name);
     CHECK(io::dtype_from_name(c.name) == c.dtype);
@@ -96,9 +100,27 @@ TEST_CASE("every half and bfloat16 converts to the float of the same value and b
 }
 
 TEST_CASE("floats round to the nearest half and bfloat16, ties to even") {
-  std::vector<float> values = {0.0f, -0.0f, 65504.0f, 65519.996f, 65520.0f, -65520.0f, 65536.0f, 1e30f, 0x1p-24f, 0x1p-25f, 0x1.000002p-25f, 0x1.8p-24f,
-                               0x1p-14f, 0x1.ffcp-15f, 0x1.ffep-15f, 0x1.fffp-15f, std::numeric_limits<float>::max(), std::numeric_limits<float>::min(),
-                               std::numeric_limits<float>::denorm_min(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()};
+  std::vector<float> values = {0.0f,
+                               -0.0f,
+                               65504.0f,
+                               65519.996f,
+                               65520.0f,
+                               -65520.0f,
+                               65536.0f,
+                               1e30f,
+                               0x1p-24f,
+                               0x1p-25f,
+                               0x1.000002p-25f,
+                               0x1.8p-24f,
+                               0x1p-14f,
+                               0x1.ffcp-15f,
+                               0x1.ffep-15f,
+                               0x1.fffp-15f,
+                               std::numeric_limits<float>::max(),
+                               std::numeric_limits<float>::min(),
+                               std::numeric_limits<float>::denorm_min(),
+                               std::numeric_limits<float>::infinity(),
+                               -std::numeric_limits<float>::infinity()};
   for (unsigned bits = 0; bits < 0x7c00; bits += 7) {  // around every boundary between neighbours, which is where ties are
     const double middle = (value_of(bits, 5, 10) + value_of(bits + 1, 5, 10)) / 2;
     const auto tie = static_cast<float>(middle);
@@ -152,7 +174,8 @@ TEST_CASE("bulk conversion equals conversion one by one, for every type, from un
 
 TEST_CASE("every float through the bulk path of halves: the processor's conversion agrees with ours") {
   std::vector<float> values;
-  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521) values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 65521)
+    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
   std::vector<std::byte> out(values.size() * 2);
   REQUIRE(io::from_float(DType::f16, values, out).ok());
   for (std::size_t i = 0; i < values.size(); ++i) {

@@ -76,18 +76,26 @@ TEST_CASE("errors of reading name the path and the reason") {
   CHECK(io::read_file(std::string("a\0b", 3), 1).code() == Errc::invalid_argument);
 }
 
-TEST_CASE("a file without the right to read says so") {
-  if (::geteuid() == 0) {
-    MESSAGE("skipped: a superuser may read everything");
-    return;
-  }
+TEST_CASE("a file or folder without the right to use it says so") {
   const test::TemporaryFolder folder;
   const fs::path path = folder.path() / "closed";
   put(path, "x");
   REQUIRE(::chmod(path.c_str(), 0) == 0);
-  const auto read = io::read_file(path.string(), 10);
-  CHECK(read.code() == Errc::io_error);
-  CHECK(read.message().find("permission denied") != std::string::npos);
+  REQUIRE(::chmod(folder.path().c_str(), 0555) == 0);
+  const bool superuser = ::geteuid() == 0;  // may do anything, so the calls are made as nobody
+  if (superuser) REQUIRE(::seteuid(65534) == 0);
+  const Status read = io::read_file(path.string(), 10).status();
+  const Status mapped = io::MappedFile::open(path.string()).status();
+  const Status replaced = io::write_file_atomically(path.string(), "y");
+  const Status created = io::write_file_atomically((folder.path() / "new").string(), "y");
+  if (superuser) REQUIRE(::seteuid(0) == 0);
+  REQUIRE(::chmod(folder.path().c_str(), 0755) == 0);
+  for (const Status& status : {read, mapped, replaced, created}) {
+    CHECK(status.code() == Errc::io_error);
+    CHECK(status.message().find("permission denied") != std::string::npos);
+    CHECK(status.message().find(folder.path().string()) != std::string::npos);
+  }
+  CHECK(entries(folder.path()) == 1);
 }
 
 TEST_CASE("a device without a size is read to its end or to the limit") {

@@ -67,7 +67,8 @@ TEST_CASE("numbers") {
   CHECK(parsed("0").integer() == 0);
   CHECK(std::signbit(*parsed("-0").number()));
   CHECK(std::signbit(*parsed("-0.0").number()));
-  for (const char* text : {"01", "-", "+1", ".5", "1.", "1e", "1e+", "0x10", "1_000", "NaN", "Infinity", "-Infinity", "1e400", "--1", "1.e1"}) {
+  for (const char* text :
+       {"01", "-", "+1", ".5", "1.", "1e", "1e+", "0x10", "1_000", "NaN", "Infinity", "-Infinity", "1e400", "--1", "1.e1"}) {
     CAPTURE(text);
     CHECK_FALSE(JsonValue::parse(text).ok());
   }
@@ -78,8 +79,9 @@ TEST_CASE("strings, escapes and UTF-8") {
   CHECK(parsed(R"("\u0041\u00e9\u20AC\ud83d\ude00")").string() == "A\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80");
   CHECK(parsed("\"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \x7f\"").string() == "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \x7f");
   CHECK(parsed(R"("a\u0000b")").string() == std::string_view("a\0b", 3));
-  for (const std::string text : {R"("\ud83d")", R"("\ud83dx")", R"("\ude00")", R"("\ud83d\u0041")", R"("\u12")", R"("\u12g4")", R"("\x41")", R"("\)", R"("abc)",
-                                 "\"a\nb\"", "\"\x01\"", "\"\xff\"", "\"\xc3\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xe2\x82\"", "'a'"}) {
+  for (const std::string text : {R"("\ud83d")", R"("\ud83dx")", R"("\ude00")", R"("\ud83d\u0041")", R"("\u12")", R"("\u12g4")", R"("\x41")",
+                                 R"("\)", R"("abc)", "\"a\nb\"", "\"\x01\"", "\"\xff\"", "\"\xc3\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"",
+                                 "\"\xf4\x90\x80\x80\"", "\"\xe2\x82\"", "'a'"}) {
     CAPTURE(text);
     const auto value = JsonValue::parse(text);
     CHECK(value.code() == Errc::corrupt);
@@ -87,8 +89,32 @@ TEST_CASE("strings, escapes and UTF-8") {
 }
 
 TEST_CASE("malformed structure is refused with the place") {
-  for (const char* text : {"", "  ", "{", "[", "[1", "[1,", "[1,]", "[,1]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{1:2}", "[1 2]", "{\"a\":1 \"b\":2}", "tru", "nulL",
-                           "[] []", "[]x", "1 2", "]", "}", ":", "// comment\n1", "[1]\x0b", "\xef\xbb\xbf[]"}) {
+  for (const char* text : {"",
+                           "  ",
+                           "{",
+                           "[",
+                           "[1",
+                           "[1,",
+                           "[1,]",
+                           "[,1]",
+                           "{\"a\"}",
+                           "{\"a\":}",
+                           "{\"a\":1,}",
+                           "{a:1}",
+                           "{1:2}",
+                           "[1 2]",
+                           "{\"a\":1 \"b\":2}",
+                           "tru",
+                           "nulL",
+                           "[] []",
+                           "[]x",
+                           "1 2",
+                           "]",
+                           "}",
+                           ":",
+                           "// comment\n1",
+                           "[1]\x0b",
+                           "\xef\xbb\xbf[]"}) {
     CAPTURE(text);
     const auto value = JsonValue::parse(text, "settings.json");
     REQUIRE_FALSE(value.ok());
@@ -136,9 +162,10 @@ TEST_CASE("the writer makes what the reader reads") {
   json.key("inner").begin_array().value(1.5f).value(std::uint64_t{18446744073709551615u}).begin_object().end_object().end_array();
   json.key("raw").raw("[1]");
   json.end_object();
-  CHECK(json.text() ==
-        R"({"text":"quote \" slash \\ newline \n bell \u0007 é","yes":true,"none":null,"list":[1,2,3],"empty":[],"maybe":null,"surely":2.5,)"
-        R"("inner":[1.5,18446744073709551615,{}],"raw":[1]})");
+  CHECK(
+      json.text() ==
+      R"({"text":"quote \" slash \\ newline \n bell \u0007 é","yes":true,"none":null,"list":[1,2,3],"empty":[],"maybe":null,"surely":2.5,)"
+      R"("inner":[1.5,18446744073709551615,{}],"raw":[1]})");
   const JsonValue back = parsed(json.text());
   CHECK(back.find("text")->string() == "quote \" slash \\ newline \n bell \a \xc3\xa9");
   CHECK(json.take().size() > 10);
@@ -147,7 +174,17 @@ TEST_CASE("the writer makes what the reader reads") {
 
 TEST_CASE("pretty layout") {
   io::JsonWriter json(io::JsonLayout::pretty);
-  json.begin_object().member("a", 1).key("b").begin_array().value(2).value("x").end_array().key("c").begin_object().end_object().end_object();
+  json.begin_object()
+      .member("a", 1)
+      .key("b")
+      .begin_array()
+      .value(2)
+      .value("x")
+      .end_array()
+      .key("c")
+      .begin_object()
+      .end_object()
+      .end_object();
   CHECK(json.text() == "{\n  \"a\": 1,\n  \"b\": [\n    2,\n    \"x\"\n  ],\n  \"c\": {}\n}");
   CHECK(parsed(json.text()).members().size() == 3);
 }
@@ -211,8 +248,7 @@ TEST_CASE("csv quotes what needs it") {
   csv.row("name", "score", "n").row("plain", 0.5, 3).row("comma, here", -1.25f, std::int64_t{-9}).row("quote \"q\"", std::nan(""), true);
   csv.field("line\nbreak").field(std::optional<double>()).field(std::optional<int>(4)).end_row();
   csv.field("").field(std::string("s")).field(std::string_view("v")).end_row();
-  CHECK(csv.text() ==
-        "name,score,n\nplain,0.5,3\n\"comma, here\",-1.25,-9\n\"quote \"\"q\"\"\",,1\n\"line\nbreak\",,4\n,s,v\n");
+  CHECK(csv.text() == "name,score,n\nplain,0.5,3\n\"comma, here\",-1.25,-9\n\"quote \"\"q\"\"\",,1\n\"line\nbreak\",,4\n,s,v\n");
   io::CsvWriter windows(io::LineEnd::crlf);
   windows.row(1, 2).row("a\rb", 3);
   CHECK(windows.take() == "1,2\r\n\"a\rb\",3\r\n");

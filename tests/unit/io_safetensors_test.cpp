@@ -201,7 +201,8 @@ TEST_CASE("reading errors name file, tensor, expected and found") {
 
 TEST_CASE("data that starts at an odd address is read") {
   // A header whose length is no multiple of 8, as some writers leave it.
-  const std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})";
+  const std::string header =
+      R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})";
   const auto bytes = file_of(header, 9);
   const auto weights = Weights::from_bytes(bytes);
   REQUIRE_MESSAGE(weights.ok(), weights.message());
@@ -236,8 +237,10 @@ TEST_CASE("files that contradict themselves are refused, each for its reason") {
       {"{" + good + "}", 9, Errc::corrupt, "1 bytes after the last tensor"},
       {"{}", 3, Errc::corrupt, "3 bytes after"},
       {"{" + tensor("F32", "[2]", "[4,12]") + "}", 12, Errc::corrupt, "a hole"},
-      {"{" + tensor("F32", "[2]", "[0,8]") + R"(,"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]})" + "}", 12, Errc::corrupt, "overlaps"},
-      {"{" + tensor("F32", "[2]", "[0,8]") + R"(,"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]})" + "}", 8, Errc::corrupt, "overlaps"},
+      {"{" + tensor("F32", "[2]", "[0,8]") + R"(,"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]})" + "}", 12, Errc::corrupt,
+       "overlaps"},
+      {"{" + tensor("F32", "[2]", "[0,8]") + R"(,"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]})" + "}", 8, Errc::corrupt,
+       "overlaps"},
       {"{" + tensor("F32", "[3]", "[0,8]") + "}", 8, Errc::corrupt, "8 bytes, expected 12"},
       {"{" + tensor("F64", "[2]", "[0,8]") + "}", 8, Errc::corrupt, "8 bytes, expected 16"},
       {"{" + tensor("F31", "[2]", "[0,8]") + "}", 8, Errc::unsupported, "unknown dtype 'F31'"},
@@ -252,7 +255,8 @@ TEST_CASE("files that contradict themselves are refused, each for its reason") {
       {"{" + tensor("F32", "[4294967296,4294967296,4294967296]", "[0,8]") + "}", 8, Errc::corrupt, "more elements than can be counted"},
       {"{" + tensor("F64", "[2305843009213693952]", "[0,8]") + "}", 8, Errc::corrupt, "more elements than can be counted"},
       {"{" + tensor("F32", "[99999999999999999999]", "[0,8]") + "}", 8, Errc::corrupt, "whole number"},
-      {"{" + tensor("F32", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]") + "}", 4, Errc::corrupt, "at most 32"},
+      {"{" + tensor("F32", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]") + "}", 4, Errc::corrupt,
+       "at most 32"},
       {R"({"a":{"dtype":"F32","shape":[2]}})", 8, Errc::corrupt, "exactly"},
       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}})", 8, Errc::corrupt, "exactly"},
       {R"({"a":7})", 0, Errc::corrupt, "exactly"},
@@ -280,7 +284,8 @@ TEST_CASE("every shortened file is refused, and lengths that lie") {
     CHECK(Weights::from_bytes(std::span(bytes).first(size)).code() == Errc::corrupt);
   }
   auto lying = bytes;
-  for (const std::uint64_t length : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{bytes.size()}, std::uint64_t{100'000'001}, ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
+  for (const std::uint64_t length : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{bytes.size()}, std::uint64_t{100'000'001},
+                                     ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
     std::memcpy(lying.data(), &length, 8);
     CHECK_FALSE(Weights::from_bytes(lying).ok());
   }
@@ -290,7 +295,8 @@ TEST_CASE("a sealed file verifies, and any changed byte is noticed") {
   for (const bool with_decoy : {false, true}) {
     TensorFileWriter writer = small_writer();
     // Metadata that looks like the seal must not be taken for it.
-    if (with_decoy) REQUIRE(writer.set_metadata("decoy", R"("digest":"0000000000000000000000000000000000000000000000000000000000000000")").ok());
+    if (with_decoy)
+      REQUIRE(writer.set_metadata("decoy", R"("digest":"0000000000000000000000000000000000000000000000000000000000000000")").ok());
     const auto sealed = writer.to_sealed_bytes();
     REQUIRE_MESSAGE(sealed.ok(), sealed.message());
     const auto weights = Weights::from_bytes(*sealed, "sealed");
@@ -334,7 +340,9 @@ TEST_CASE("seals that are missing, of another name, or escaped") {
   const std::string digest(*Weights::from_bytes(test::bytes_of(text))->metadata("digest"));
   const std::size_t at = text.find(digest);
   std::string escaped = text;
-  escaped.replace(at, 1, "\\u00" + std::string(digest[0] < 'a' ? "3" : "6") + std::string(1, digest[0] < 'a' ? digest[0] : static_cast<char>(digest[0] - 'a' + '1')));
+  escaped.replace(at, 1,
+                  "\\u00" + std::string(digest[0] < 'a' ? "3" : "6") +
+                      std::string(1, digest[0] < 'a' ? digest[0] : static_cast<char>(digest[0] - 'a' + '1')));
   std::uint64_t header = 0;
   std::memcpy(&header, escaped.data(), 8);
   header += 5;

@@ -27,7 +27,8 @@ class TiffBuilder {
     TiffBuilder b;
     const std::uint32_t bytes = width * height * channels * 4;
     b.data.assign(bytes, '\x11');
-    b.tags = {{256, {width}}, {257, {height}}, {258, {32}}, {259, {1}}, {277, {channels}}, {278, {height}}, {273, {8}}, {279, {bytes}}, {339, {3}}};
+    b.tags = {{256, {width}},  {257, {height}}, {258, {32}},    {259, {1}}, {277, {channels}},
+              {278, {height}}, {273, {8}},      {279, {bytes}}, {339, {3}}};
     return b;
   }
   [[nodiscard]] std::vector<std::byte> bytes() const {
@@ -76,7 +77,9 @@ std::string pack_lzw(std::string_view text) {
   std::uint32_t next = 258;
   emit(256);
   std::string current;
-  const auto code_of = [&](const std::string& s) { return s.size() == 1 ? static_cast<std::uint32_t>(static_cast<unsigned char>(s[0])) : table.at(s); };
+  const auto code_of = [&](const std::string& s) {
+    return s.size() == 1 ? static_cast<std::uint32_t>(static_cast<unsigned char>(s[0])) : table.at(s);
+  };
   for (const char c : text) {
     const std::string longer = current + c;
     if (longer.size() == 1 || table.contains(longer)) {

@@ -16,7 +16,9 @@ using io::TorchCheckpoint;
 namespace {
 
 // A pickle by hand.
-std::string text(std::string_view value) { return std::string("X") + static_cast<char>(value.size()) + std::string(3, '\0') + std::string(value); }
+std::string text(std::string_view value) {
+  return std::string("X") + static_cast<char>(value.size()) + std::string(3, '\0') + std::string(value);
+}
 std::string global(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
 std::string integer(std::int32_t value) {
   std::string out = "J";
@@ -24,7 +26,8 @@ std::string integer(std::int32_t value) {
   return out;
 }
 std::string tuple(const std::string& items) { return "(" + items + "t"; }
-std::string storage(const std::string& type = "FloatStorage", const std::string& key = "0", std::int32_t count = 6, const std::string& last = "") {
+std::string storage(const std::string& type = "FloatStorage", const std::string& key = "0", std::int32_t count = 6,
+                    const std::string& last = "") {
   return tuple(text("storage") + global("torch", type) + text(key) + text("cpu") + integer(count) + last) + "Q";
 }
 std::string sizes(std::initializer_list<std::int32_t> values) {
@@ -33,7 +36,8 @@ std::string sizes(std::initializer_list<std::int32_t> values) {
   return tuple(items);
 }
 std::string tensor(const std::string& of, std::int32_t offset, const std::string& shape, const std::string& strides) {
-  return global("torch._utils", "_rebuild_tensor_v2") + tuple(of + integer(offset) + shape + strides + "\x89" + global("collections", "OrderedDict") + ")R") + "R";
+  return global("torch._utils", "_rebuild_tensor_v2") +
+         tuple(of + integer(offset) + shape + strides + "\x89" + global("collections", "OrderedDict") + ")R") + "R";
 }
 std::string dict(const std::string& key, const std::string& value) { return "}" + text(key) + value + "s"; }
 
@@ -89,7 +93,8 @@ TEST_CASE("real checkpoints of both layouts give the tensors that torch gives") 
     for (int o = 0; o < 2; ++o) {
       for (int i = 0; i < 3; ++i) {
         for (int y = 0; y < 4; ++y) {
-          for (int x = 0; x < 5; ++x) CHECK(values[static_cast<std::size_t>(((o * 3 + i) * 4 + y) * 5 + x)] == static_cast<float>(((y * 5 + x) * 3 + i) * 2 + o));
+          for (int x = 0; x < 5; ++x)
+            CHECK(values[static_cast<std::size_t>(((o * 3 + i) * 4 + y) * 5 + x)] == static_cast<float>(((y * 5 + x) * 3 + i) * 2 + o));
         }
       }
     }
@@ -168,17 +173,22 @@ TEST_CASE("other shapes of a checkpoint") {
   found = read(checkpoint("](" + w + w + "e"));
   REQUIRE(found.ok());
   CHECK(found->find("1") != nullptr);
-  found = read(checkpoint(dict("p", global("torch._utils", "_rebuild_parameter") + tuple(w + "\x88" + global("collections", "OrderedDict") + ")R") + "R")));
+  found = read(checkpoint(
+      dict("p", global("torch._utils", "_rebuild_parameter") + tuple(w + "\x88" + global("collections", "OrderedDict") + ")R") + "R")));
   REQUIRE_MESSAGE(found.ok(), found.message());
   CHECK(found->find("p") != nullptr);
-  const std::string arguments = tuple(storage() + integer(0) + sizes({6}) + sizes({1}) + "\x89" + global("collections", "OrderedDict") + ")R");
-  found = read(checkpoint(dict("t", global("torch._tensor", "_rebuild_from_type_v2") +
-                                        tuple(global("torch._utils", "_rebuild_tensor_v2") + global("torch.nn.parameter", "Parameter") + arguments + "}") + "R")));
+  const std::string arguments =
+      tuple(storage() + integer(0) + sizes({6}) + sizes({1}) + "\x89" + global("collections", "OrderedDict") + ")R");
+  found = read(checkpoint(dict(
+      "t", global("torch._tensor", "_rebuild_from_type_v2") +
+               tuple(global("torch._utils", "_rebuild_tensor_v2") + global("torch.nn.parameter", "Parameter") + arguments + "}") + "R")));
   REQUIRE_MESSAGE(found.ok(), found.message());
   CHECK(floats(found->tensors()[0]) == std::vector<float>{0, 1, 2, 3, 4, 5});
-  const std::string untyped = tuple(text("storage") + global("torch.storage", "UntypedStorage") + text("0") + text("cpu") + integer(24)) + "Q";
-  found = read(checkpoint(dict("u", global("torch._utils", "_rebuild_tensor_v3") +
-                                        tuple(untyped + integer(1) + sizes({2}) + sizes({2}) + "\x89" + "}" + global("torch", "float32") + "}") + "R")));
+  const std::string untyped =
+      tuple(text("storage") + global("torch.storage", "UntypedStorage") + text("0") + text("cpu") + integer(24)) + "Q";
+  found = read(checkpoint(
+      dict("u", global("torch._utils", "_rebuild_tensor_v3") +
+                    tuple(untyped + integer(1) + sizes({2}) + sizes({2}) + "\x89" + "}" + global("torch", "float32") + "}") + "R")));
   REQUIRE_MESSAGE(found.ok(), found.message());
   CHECK(floats(found->tensors()[0]) == std::vector<float>{1, 3});
   found = read(checkpoint("}" + integer(-4) + w + "s"));
@@ -194,7 +204,8 @@ TEST_CASE("other shapes of a checkpoint") {
   REQUIRE_MESSAGE(found.ok(), found.message());
   CHECK(found->find("y") != nullptr);
   // Legacy storages that are parts of another: six elements, of which two from the second on.
-  found = read(checkpoint(dict("part", tensor(storage("FloatStorage", "0", 6, tuple(text("v") + integer(1) + integer(2))), 0, sizes({2}), sizes({1})))));
+  found = read(checkpoint(
+      dict("part", tensor(storage("FloatStorage", "0", 6, tuple(text("v") + integer(1) + integer(2))), 0, sizes({2}), sizes({1})))));
   REQUIRE_MESSAGE(found.ok(), found.message());
   CHECK(floats(found->tensors()[0]) == std::vector<float>{1, 2});
 }
@@ -253,7 +264,7 @@ TEST_CASE("hostile pickles: each is an error that says what it is") {
       {storage("ComplexFloatStorage"), Errc::unsupported, "'torch.ComplexFloatStorage'"},
       {storage("float32"), Errc::unsupported, "storage type"},
       {storage("FloatStorage", "0", -1), Errc::corrupt, "size is not a whole number"},
-      {"\x8b\xff\xff\xff\x7f", Errc::corrupt, "cut short"},          // LONG4 of two gigabytes
+      {"\x8b\xff\xff\xff\x7f", Errc::corrupt, "cut short"},  // LONG4 of two gigabytes
       {"\x8b\xff\xff\xff\xff", Errc::corrupt, "cut short"},
       {"\x8a\xff", Errc::corrupt, "cut short"},
       {"X\xff\xff\xff\xff", Errc::corrupt, "cut short"},
@@ -286,7 +297,7 @@ TEST_CASE("hostile pickles: each is an error that says what it is") {
       {global("collections", "OrderedDict") + tuple("](Ne") + "R", Errc::corrupt, "list of pairs"},
       {global("collections", "OrderedDict") + "}R", Errc::corrupt, "not a tuple"},
       {global("torch", "Size") + tuple("N") + "R", Errc::corrupt, "expected one tuple"},
-      {std::string("]q\0h\0a", 6), Errc::corrupt, "containing themselves"},   // a list that contains itself
+      {std::string("]q\0h\0a", 6), Errc::corrupt, "containing themselves"},  // a list that contains itself
       {std::string("}q\0", 3) + text("a") + std::string("h\0s", 3), Errc::corrupt, "containing themselves"},
       {"}" + text("a.b") + w + "s" + text("a") + dict("b", w) + "s", Errc::corrupt, "two tensors are named 'a.b'"},
       {dict("\xff", w), Errc::corrupt, "not UTF-8"}};
@@ -305,7 +316,8 @@ TEST_CASE("pickles that would take for ever or all memory are stopped") {
   // Each list holds the one before twice: 2^40 visits.
   std::string laughs = "](";
   laughs += tensor(storage(), 0, sizes({6}), sizes({1})) + "e";
-  for (int i = 0; i < 40; ++i) laughs += std::string("q") + static_cast<char>(i) + "0](" + std::string("h") + static_cast<char>(i) + "h" + static_cast<char>(i) + "e";
+  for (int i = 0; i < 40; ++i)
+    laughs += std::string("q") + static_cast<char>(i) + "0](" + std::string("h") + static_cast<char>(i) + "h" + static_cast<char>(i) + "e";
   auto found = read(checkpoint(laughs));
   REQUIRE_FALSE(found.ok());
   CHECK(found.code() == Errc::unsupported);
@@ -341,13 +353,14 @@ TEST_CASE("files that are something else say so") {
     std::string says;
   };
   const std::string stop = std::string("\x80\x02N.", 4);
-  const Case cases[] = {{{}, Errc::unsupported, "neither a zip archive nor a pickle"},
-                        {test::bytes_of("hello, this is text"), Errc::unsupported, "neither"},
-                        {test::ZipBuilder().add("a.txt", "x").bytes(), Errc::unsupported, "without data.pkl"},
-                        {test::ZipBuilder().add("a/data.pkl", stop).add("a/constants.pkl", stop).bytes(), Errc::unsupported, "TorchScript"},
-                        {test::ZipBuilder().add("a/data.pkl", stop).add("a/byteorder", "big").bytes(), Errc::unsupported, "byte order 'big'"},
-                        {test::bytes_of(std::string("\x80\x02]."  , 4)), Errc::unsupported, "no torch checkpoint"},
-                        {test::bytes_of(std::string("\x80\x02", 2)), Errc::corrupt, "without a STOP"}};
+  const Case cases[] = {
+      {{}, Errc::unsupported, "neither a zip archive nor a pickle"},
+      {test::bytes_of("hello, this is text"), Errc::unsupported, "neither"},
+      {test::ZipBuilder().add("a.txt", "x").bytes(), Errc::unsupported, "without data.pkl"},
+      {test::ZipBuilder().add("a/data.pkl", stop).add("a/constants.pkl", stop).bytes(), Errc::unsupported, "TorchScript"},
+      {test::ZipBuilder().add("a/data.pkl", stop).add("a/byteorder", "big").bytes(), Errc::unsupported, "byte order 'big'"},
+      {test::bytes_of(std::string("\x80\x02].", 4)), Errc::unsupported, "no torch checkpoint"},
+      {test::bytes_of(std::string("\x80\x02", 2)), Errc::corrupt, "without a STOP"}};
   for (const Case& c : cases) {
     const Status s = status(c.bytes);
     REQUIRE_FALSE(s.ok());
@@ -403,7 +416,8 @@ TEST_CASE("damaged checkpoints give an error or tensors of the right size") {
   int readable = 0;
   for (int i = 0; i < 6000; ++i) {
     test::ZipBuilder builder;
-    for (const auto& [name, content] : parts) builder.add(name, io::as_text(name.ends_with("data.pkl") ? test::damaged(content, random) : content));
+    for (const auto& [name, content] : parts)
+      builder.add(name, io::as_text(name.ends_with("data.pkl") ? test::damaged(content, random) : content));
     const auto bytes = builder.bytes();
     const auto found = io::read_torch_checkpoint_view(bytes, "damaged");
     if (found.ok()) ++readable;

@@ -124,10 +124,10 @@ TEST_CASE("particular faults of deflate data") {
   };
   const Case cases[] = {{{}, "ends before"},
                         {{0x07}, "unknown kind of block"},
-                        {{0x01, 5, 0, 0xfa, 0xff, 1, 2}, "stored block"},          // five bytes announced, two there
-                        {{0x01, 5, 0, 0xfb, 0xff}, "contradicts"},                 // the complement is wrong
+                        {{0x01, 5, 0, 0xfa, 0xff, 1, 2}, "stored block"},  // five bytes announced, two there
+                        {{0x01, 5, 0, 0xfb, 0xff}, "contradicts"},         // the complement is wrong
                         {{0x03}, "ends inside a block"},
-                        {{0x4b, 0x04, 0x42, 0x00}, "reaches before the start"},    // fixed code: 'a', then a copy from too far back
+                        {{0x4b, 0x04, 0x42, 0x00}, "reaches before the start"},  // fixed code: 'a', then a copy from too far back
                         {{0xfd, 0xff, 0xff}, "too many codes"}};
   for (const Case& c : cases) {
     std::vector<std::byte> in;
@@ -184,23 +184,22 @@ TEST_CASE("archives that must be refused") {
   }
   std::string several = ZipBuilder().add("a", "1").text();
   several[several.size() - 18] = 1;
-  const Case cases[] = {
-      {"", Errc::corrupt, "0 bytes"},
-      {std::string(100, 'x'), Errc::corrupt, "no end record"},
-      {ZipBuilder().add("a", "1").add("a", "2").text(), Errc::corrupt, "appears twice"},
-      {ZipBuilder().add("/etc/passwd", "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add("a/../../b", "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add("..", "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add("a\\b", "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add(std::string("a\0b", 3), "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add("", "1").text(), Errc::corrupt, "plain relative path"},
-      {ZipBuilder().add_packed("a", "1", 1, 0, 0, 1).text(), Errc::unsupported, "encrypted"},
-      {ZipBuilder().add_packed("a", "1", 1, 12, 0).text(), Errc::unsupported, "compression method 12"},
-      {ZipBuilder().add_packed("a", "1", 2, 0, 0).text(), Errc::corrupt, "two sizes"},
-      {ZipBuilder().add_packed("a", "1", 1 << 20, 8, 0).text(), Errc::corrupt, "more bytes than deflate can make"},
-      {ZipBuilder().add_packed("a", std::string(40000, '1'), 1 << 25, 8, 0).text(), Errc::unsupported, "200 times"},
-      {overlapping, Errc::corrupt, "overlap"},
-      {several, Errc::unsupported, "volumes"}};
+  const Case cases[] = {{"", Errc::corrupt, "0 bytes"},
+                        {std::string(100, 'x'), Errc::corrupt, "no end record"},
+                        {ZipBuilder().add("a", "1").add("a", "2").text(), Errc::corrupt, "appears twice"},
+                        {ZipBuilder().add("/etc/passwd", "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add("a/../../b", "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add("..", "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add("a\\b", "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add(std::string("a\0b", 3), "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add("", "1").text(), Errc::corrupt, "plain relative path"},
+                        {ZipBuilder().add_packed("a", "1", 1, 0, 0, 1).text(), Errc::unsupported, "encrypted"},
+                        {ZipBuilder().add_packed("a", "1", 1, 12, 0).text(), Errc::unsupported, "compression method 12"},
+                        {ZipBuilder().add_packed("a", "1", 2, 0, 0).text(), Errc::corrupt, "two sizes"},
+                        {ZipBuilder().add_packed("a", "1", 1 << 20, 8, 0).text(), Errc::corrupt, "more bytes than deflate can make"},
+                        {ZipBuilder().add_packed("a", std::string(40000, '1'), 1 << 25, 8, 0).text(), Errc::unsupported, "200 times"},
+                        {overlapping, Errc::corrupt, "overlap"},
+                        {several, Errc::unsupported, "volumes"}};
   for (const Case& c : cases) {
     CAPTURE(c.says);
     const Status s = status(c.text);

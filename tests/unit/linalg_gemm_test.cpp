@@ -111,7 +111,8 @@ TEST_CASE("gemm: bias, residual and every activation") {
           sum.add(static_cast<double>(bias[static_cast<std::size_t>(col)]));
           sum.add(static_cast<double>(residual.view()(r, col)));
           const double want = test::activate(sum.value, activation);
-          // Activations stretch differences at most 1.5 times (hard_swish; gelu and silu 1.13) and add 4e-7 relative, 2e-7 absolute of their own.
+          // Activations stretch differences at most 1.5 times (hard_swish; gelu and silu 1.13) and add 4e-7 relative, 2e-7 absolute of
+          // their own.
           const double bound = 1.5 * 4.0 * std::sqrt(static_cast<double>(k)) * kUnit * sum.magnitude + 4e-7 * std::abs(want) + 2e-7;
           good = good && std::abs(static_cast<double>(c(r, col)) - want) <= bound;
         }
@@ -241,7 +242,8 @@ TEST_CASE("gemm_tiles: every entry once, columns of a row in ascending order fro
       std::vector<int> owner(static_cast<std::size_t>(m), -1);
       std::vector<char> ordered(static_cast<std::size_t>(m), 1);
       linalg::gemm_tiles(a.view(), packed, pool.parallel(), arena,
-                         [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, const float* tile, std::int64_t stride, int worker) {
+                         [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, const float* tile,
+                             std::int64_t stride, int worker) {
                            for (std::int64_t r = row; r < row + rows; ++r) {
                              const auto at = static_cast<std::size_t>(r);
                              if (next[at] != col || (owner[at] != -1 && owner[at] != worker)) ordered[at] = 0;

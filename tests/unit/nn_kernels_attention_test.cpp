@@ -32,7 +32,8 @@ TEST_CASE("layer_norm: rows of any length, a large common offset") {
           const double want = (static_cast<double>(x(r, c)) - mean) * scale + shift;
           // The mean's own error moves every value: cols / width + log2 width roundings of the row's size, at most 4 sqrt(cols) u |mean|.
           const double bound = 4.0 * std::sqrt(static_cast<double>(cols)) * 0x1p-24 * std::abs(scale) * (std::abs(mean) + 1.0) +
-                               1e-6 * std::abs((static_cast<double>(x(r, c)) - mean) * scale) + 0x1p-23 * (std::abs(want) + std::abs(shift));
+                               1e-6 * std::abs((static_cast<double>(x(r, c)) - mean) * scale) +
+                               0x1p-23 * (std::abs(want) + std::abs(shift));
           good = good && std::abs(static_cast<double>(y(r, c)) - want) <= bound;
         }
       }
@@ -110,9 +111,10 @@ TEST_CASE("attention: heads, token counts around the blocks, threads") {
               want += term;
               size += std::abs(term);
             }
-            // Scores are sums of dim products of unit normals, at most 5 sqrt(dim) sqrt(dim) / sqrt(dim): their rounding error 4 sqrt(dim) u dim / sqrt(dim)
-            // is a relative error of the weights; exp, sums and the second product add a few u more.
-            const double relative = 4.0 * static_cast<double>(c.dim) * 0x1p-24 + 2e-6 + 4.0 * std::sqrt(static_cast<double>(c.tokens)) * 0x1p-24;
+            // Scores are sums of dim products of unit normals, at most 5 sqrt(dim) sqrt(dim) / sqrt(dim): their rounding error 4 sqrt(dim)
+            // u dim / sqrt(dim) is a relative error of the weights; exp, sums and the second product add a few u more.
+            const double relative =
+                4.0 * static_cast<double>(c.dim) * 0x1p-24 + 2e-6 + 4.0 * std::sqrt(static_cast<double>(c.tokens)) * 0x1p-24;
             good = good && std::abs(static_cast<double>(out(t, h * c.dim + d)) - want) <= relative * size;
           }
         }
@@ -154,7 +156,8 @@ TEST_CASE("talking_heads_attention: mixed scores and weights") {
         for (std::int64_t h = 0; h < heads; ++h) {
           for (std::int64_t u = 0; u < tokens; ++u) {
             for (std::int64_t d = 0; d < dim; ++d) {
-              s[at(h * tokens + u)] += static_cast<double>(qkv(t, h * dim + d)) * static_cast<double>(qkv(u, channels + h * dim + d)) / std::sqrt(static_cast<double>(dim));
+              s[at(h * tokens + u)] += static_cast<double>(qkv(t, h * dim + d)) * static_cast<double>(qkv(u, channels + h * dim + d)) /
+                                       std::sqrt(static_cast<double>(dim));
             }
           }
         }

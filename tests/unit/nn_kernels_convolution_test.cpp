@@ -31,8 +31,8 @@ struct Case {
   ConvolutionGeometry geometry;
 };
 
-Tensor<float> run(const Case& c, InstructionSet set, Parallel parallel, const float* bias, TensorView<const float> residual, Activation activation,
-                  TensorView<const float> x, const std::vector<float>& w) {
+Tensor<float> run(const Case& c, InstructionSet set, Parallel parallel, const float* bias, TensorView<const float> residual,
+                  Activation activation, TensorView<const float> x, const std::vector<float>& w) {
   const auto packed = nn::PackedConvolution::pack(w, c.in, c.out_channels, c.geometry, set);
   CHECK(packed.bytes() >= w.size() * sizeof(float));
   Tensor<float> y(c.batch, packed.output());
@@ -72,8 +72,8 @@ void check_case(const Case& c, InstructionSet set) {
     for (std::int64_t oy = 0; oy < out.height; ++oy) {
       for (std::int64_t ox = 0; ox < out.width; ++ox) {
         for (std::int64_t o = 0; o < c.out_channels; ++o) {
-          auto sum = test::convolve(x.view(), w, c.out_channels, g.kernel_height, g.kernel_width, g.stride, g.dilation, g.pad_top, g.pad_left, g.groups, n,
-                                    oy, ox, o);
+          auto sum = test::convolve(x.view(), w, c.out_channels, g.kernel_height, g.kernel_width, g.stride, g.dilation, g.pad_top,
+                                    g.pad_left, g.groups, n, oy, ox, o);
           sum.add(static_cast<double>(bias[static_cast<std::size_t>(o)]));
           sum.add(static_cast<double>(residual.view()(n, oy, ox, o)));
           const double want = sum.value < 0.0 ? 0.0 : sum.value;
@@ -97,7 +97,8 @@ TEST_CASE("convolution_output: the usual sizes") {
 // Scratch is known to the compiler: what an embedded target reserves.
 static_assert(nn::convolution_scratch_bytes({56, 56, 64}, 64, square(1, 1, 0), 2) == 0);
 static_assert(nn::convolution_scratch_bytes({56, 56, 64}, 64, square(3, 1, 1), 1) < 1024 * 1024);
-static_assert(nn::convolution_scratch_bytes({224, 224, 3}, 64, square(7, 2, 3), 2) == 2 * nn::convolution_scratch_bytes({224, 224, 3}, 64, square(7, 2, 3), 1));
+static_assert(nn::convolution_scratch_bytes({224, 224, 3}, 64, square(7, 2, 3), 2) ==
+              2 * nn::convolution_scratch_bytes({224, 224, 3}, 64, square(7, 2, 3), 1));
 
 TEST_CASE("convolution: pointwise") {
   for (const auto set : test::instruction_sets()) {
@@ -125,7 +126,8 @@ TEST_CASE("convolution: gathered windows, strides, padding, dilation, groups") {
 
 TEST_CASE("convolution: depthwise") {
   for (const auto set : test::instruction_sets()) {
-    for (const std::int64_t channels : {2, 8, 15, 16, 17, 33, 48}) check_case({1, {6, 7, channels}, channels, square(3, 1, 1, static_cast<int>(channels))}, set);
+    for (const std::int64_t channels : {2, 8, 15, 16, 17, 33, 48})
+      check_case({1, {6, 7, channels}, channels, square(3, 1, 1, static_cast<int>(channels))}, set);
     check_case({2, {9, 9, 20}, 20, square(5, 2, 2, 20)}, set);
     check_case({1, {10, 12, 16}, 16, {3, 3, 2, 1, 0, 0, 1, 1, 16}}, set);
     check_case({1, {4, 21, 16}, 16, square(5, 1, 2, 16)}, set);
@@ -147,6 +149,7 @@ TEST_CASE("convolution: Winograd, whole and cut tiles, channel counts around the
     check_case({5, {30, 9, 18}, 50, square(3, 1, 1)}, set);  // several blocks
   }
   CHECK(nn::convolution_algorithm({56, 56, 64}, 64, square(3, 1, 1)) == ConvolutionAlgorithm::winograd);
+  CHECK(nn::convolution_algorithm({7, 7, 512}, 512, square(3, 1, 1)) == ConvolutionAlgorithm::im2col);
 }
 
 TEST_CASE("convolution: Winograd's rms error is about 1e-6 of the output's rms") {
@@ -196,8 +199,8 @@ TEST_CASE("convolution: no bias, no residual, every activation") {
 TEST_CASE("convolution: bit-equal for any number of threads, residual in place") {
   for (const auto set : test::instruction_sets()) {
     for (const Case& c : {Case{1, {14, 14, 32}, 48, square(1, 1, 0)}, Case{2, {17, 15, 8}, 24, square(3, 2, 1)},
-                          Case{1, {19, 14, 40}, 40, square(3, 1, 1, 40)}, Case{1, {28, 28, 32}, 32, square(3, 1, 1)}, Case{3, {9, 10, 16}, 40, square(3, 1, 1)},
-                          Case{1, {12, 12, 32}, 96, square(3, 1, 1)}}) {
+                          Case{1, {19, 14, 40}, 40, square(3, 1, 1, 40)}, Case{1, {28, 28, 32}, 32, square(3, 1, 1)},
+                          Case{3, {9, 10, 16}, 40, square(3, 1, 1)}, Case{1, {12, 12, 32}, 96, square(3, 1, 1)}}) {
       const Shape out = nn::convolution_output(c.in, c.geometry, c.out_channels);
       const auto x = test::normal_tensor(c.batch, c.in, 31);
       const auto residual = test::normal_tensor(c.batch, out, 32);
@@ -252,8 +255,12 @@ TEST_CASE("convolution_transposed: scattered products, every phase") {
     ConvolutionGeometry g;
   };
   const Transposed cases[] = {
-      {1, {5, 6, 7}, 9, square(2, 2, 0)},        {2, {4, 4, 16}, 33, square(4, 2, 1)},  {1, {5, 4, 8}, 5, {3, 3, 2, 1, 1, 1, 0, 0, 1}},  // output_padding 1
-      {1, {6, 5, 3}, 17, square(3, 1, 1)},       {2, {3, 5, 4}, 8, square(5, 3, 1)},    {1, {1, 1, 6}, 4, square(4, 1, 0)},
+      {1, {5, 6, 7}, 9, square(2, 2, 0)},
+      {2, {4, 4, 16}, 33, square(4, 2, 1)},
+      {1, {5, 4, 8}, 5, {3, 3, 2, 1, 1, 1, 0, 0, 1}},  // output_padding 1
+      {1, {6, 5, 3}, 17, square(3, 1, 1)},
+      {2, {3, 5, 4}, 8, square(5, 3, 1)},
+      {1, {1, 1, 6}, 4, square(4, 1, 0)},
       {1, {4, 3, 5}, 6, {2, 4, 2, 1, 0, 1, 0, 1, 1}},
   };
   for (const auto set : test::instruction_sets()) {
@@ -275,7 +282,8 @@ TEST_CASE("convolution_transposed: scattered products, every phase") {
         Tensor<float> y(c.batch, out);
         test::Scratch scratch(nn::convolution_transposed_scratch_bytes(c.in, c.out_channels, g, threads));
         Arena arena = scratch.arena();
-        nn::convolution_transposed(x.view(), packed, y.view(), bias.data(), residual.view(), Activation::leaky_relu, pool.parallel(), arena);
+        nn::convolution_transposed(x.view(), packed, y.view(), bias.data(), residual.view(), Activation::leaky_relu, pool.parallel(),
+                                   arena);
         CHECK(arena.used() == 0);
         if (threads == 1) first = y;
         CHECK(std::memcmp(y.data(), first.data(), static_cast<std::size_t>(y.view().count()) * sizeof(float)) == 0);

@@ -141,7 +141,8 @@ TEST_CASE("upsample_bilinear: a plane is reproduced, both alignments; corners an
       Tensor<float> x(1, 4, 5, channels);
       for (std::int64_t i = 0; i < 4; ++i) {
         for (std::int64_t j = 0; j < 5; ++j) {
-          for (std::int64_t c = 0; c < channels; ++c) x.view()(0, i, j, c) = static_cast<float>(plane(static_cast<double>(i), static_cast<double>(j))) + static_cast<float>(c);
+          for (std::int64_t c = 0; c < channels; ++c)
+            x.view()(0, i, j, c) = static_cast<float>(plane(static_cast<double>(i), static_cast<double>(j))) + static_cast<float>(c);
         }
       }
       for (const auto align : {nn::AlignCorners::no, nn::AlignCorners::yes}) {
@@ -195,7 +196,8 @@ TEST_CASE("instance_norm: mean zero and unit variance per image and channel, lar
         for (std::int64_t c = 0; c < channels; ++c) {
           double mean = 0.0, variance = 0.0;
           for (std::int64_t i = 0; i < 99; ++i) mean += static_cast<double>(x.view()(n, i / 11, i % 11, c)) / 99.0;
-          for (std::int64_t i = 0; i < 99; ++i) variance += std::pow(static_cast<double>(x.view()(n, i / 11, i % 11, c)) - mean, 2.0) / 99.0;
+          for (std::int64_t i = 0; i < 99; ++i)
+            variance += std::pow(static_cast<double>(x.view()(n, i / 11, i % 11, c)) - mean, 2.0) / 99.0;
           const double factor = 1.0 / std::sqrt(variance + static_cast<double>(eps));
           for (std::int64_t i = 0; i < 99; ++i) {
             const double want = (static_cast<double>(x.view()(n, i / 11, i % 11, c)) - mean) * factor;

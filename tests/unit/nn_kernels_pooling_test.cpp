@@ -21,14 +21,21 @@ struct Case {
 constexpr PoolingGeometry square(int kernel, int stride, int pad) { return {kernel, kernel, stride, pad, pad, pad, pad}; }
 
 const Case kCases[] = {
-    {{12, 12, 64}, square(3, 2, 1)},       {{7, 9, 5}, square(3, 1, 1)},  {{8, 8, 16}, square(2, 2, 0)},
-    {{7, 7, 17}, square(2, 2, 0), nn::Rounding::ceil}, {{9, 6, 33}, square(3, 2, 0), nn::Rounding::ceil}, {{5, 5, 1}, square(5, 1, 2)},
-    {{6, 8, 7}, {2, 3, 2, 0, 1, 1, 1}},    {{1, 1, 8}, square(3, 1, 1)},  {{4, 4, 3}, square(4, 4, 0)},
+    {{12, 12, 64}, square(3, 2, 1)},
+    {{7, 9, 5}, square(3, 1, 1)},
+    {{8, 8, 16}, square(2, 2, 0)},
+    {{7, 7, 17}, square(2, 2, 0), nn::Rounding::ceil},
+    {{9, 6, 33}, square(3, 2, 0), nn::Rounding::ceil},
+    {{5, 5, 1}, square(5, 1, 2)},
+    {{6, 8, 7}, {2, 3, 2, 0, 1, 1, 1}},
+    {{1, 1, 8}, square(3, 1, 1)},
+    {{4, 4, 3}, square(4, 4, 0)},
 };
 
 /// Calls body(value) for every position of the window inside the map.
 template <class Body>
-void window(TensorView<const float> x, const PoolingGeometry& g, std::int64_t n, std::int64_t oy, std::int64_t ox, std::int64_t c, Body&& body) {
+void window(TensorView<const float> x, const PoolingGeometry& g, std::int64_t n, std::int64_t oy, std::int64_t ox, std::int64_t c,
+            Body&& body) {
   for (int ky = 0; ky < g.kernel_height; ++ky) {
     for (int kx = 0; kx < g.kernel_width; ++kx) {
       const std::int64_t iy = oy * g.stride + ky - g.pad_top, ix = ox * g.stride + kx - g.pad_left;
@@ -43,7 +50,8 @@ TEST_CASE("pooling_output: as PyTorch counts") {
   CHECK(nn::pooling_output({112, 112, 64}, square(3, 2, 1)) == Shape{56, 56, 64});
   CHECK(nn::pooling_output({7, 7, 4}, square(2, 2, 0)) == Shape{3, 3, 4});
   CHECK(nn::pooling_output({7, 7, 4}, square(2, 2, 0), nn::Rounding::ceil) == Shape{4, 4, 4});
-  CHECK(nn::pooling_output({5, 5, 4}, square(2, 2, 1), nn::Rounding::ceil) == Shape{3, 3, 4});  // torch.nn.MaxPool2d(2, 2, 1, ceil_mode=True)
+  CHECK(nn::pooling_output({5, 5, 4}, square(2, 2, 1), nn::Rounding::ceil) ==
+        Shape{3, 3, 4});  // torch.nn.MaxPool2d(2, 2, 1, ceil_mode=True)
 }
 
 TEST_CASE("max_pool: exact, every instruction set and thread number") {
@@ -123,7 +131,8 @@ TEST_CASE("average_pool: both ways of counting the padding") {
                                       extent(ox, g.stride, g.pad_left, g.pad_right, g.kernel_width, c.in.width);
                 const double count = counts == nn::PaddingCounts::no ? inside : padded;
                 // a chain of sums and one multiplication with a rounded reciprocal
-                good = good && std::abs(static_cast<double>(y.view()(n, oy, ox, k)) - sum / count) <= (inside + 2.0) * 0x1p-24 * size / count;
+                good =
+                    good && std::abs(static_cast<double>(y.view()(n, oy, ox, k)) - sum / count) <= (inside + 2.0) * 0x1p-24 * size / count;
               }
             }
           }

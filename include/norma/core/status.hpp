@@ -60,7 +60,7 @@ constexpr std::string_view to_string(Errc code) noexcept {
 class [[nodiscard]] Status {
  public:
   Status() noexcept = default;
-  Status(Errc code, std::string message) : code_(code), message_(std::move(message)) { NORMA_EXPECTS(code != Errc::ok); }
+  NORMA_COLD Status(Errc code, std::string message) : code_(code), message_(std::move(message)) { NORMA_EXPECTS(code != Errc::ok); }
 
   [[nodiscard]] bool ok() const noexcept { return code_ == Errc::ok; }
   explicit operator bool() const noexcept { return ok(); }
@@ -143,9 +143,8 @@ class [[nodiscard]] Result {
   } while (false)
 
 /// `NORMA_TRY(auto name, result_expression)`: declares `name` as the value, or returns the Status from the enclosing function.
-#define NORMA_TRY(declaration, ...)                                                        \
-  auto NORMA_CONCAT(norma_result_, __LINE__) = (__VA_ARGS__);                              \
-  if (!NORMA_CONCAT(norma_result_, __LINE__)) {                                            \
-    return std::move(NORMA_CONCAT(norma_result_, __LINE__)).status();                      \
-  }                                                                                        \
-  declaration = *std::move(NORMA_CONCAT(norma_result_, __LINE__))
+#define NORMA_TRY(declaration, ...) NORMA_TRY_NAMED(NORMA_CONCAT(norma_result_, __COUNTER__), declaration, __VA_ARGS__)
+#define NORMA_TRY_NAMED(result, declaration, ...)   \
+  auto result = (__VA_ARGS__);                      \
+  if (!result) return std::move(result).status();   \
+  declaration = *std::move(result)

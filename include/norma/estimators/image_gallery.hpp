@@ -32,6 +32,8 @@ class ImageGallery {
     friend constexpr bool operator==(const Settings&, const Settings&) = default;
   };
 
+  static std::string type_name(const Settings&) { return "image_gallery<" + std::string(SearchT::name) + ">"; }
+
   static Result<ImageGallery> create(const FeatureShapes& shapes, const Settings&) {
     if (shapes.count < 2 || shapes[shapes.count - 1].positions() != 1) {
       return Status{Errc::shape_mismatch, "ImageGallery: needs at least one feature map and, as the last level, one vector for the image (the Pyramid embedding gives both)"};

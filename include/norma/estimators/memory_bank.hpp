@@ -30,6 +30,8 @@ class MemoryBank {
   using Search = SearchT;
   using Settings = typename SubsetT::Settings;
 
+  static std::string type_name(const Settings&) { return "memory_bank<" + std::string(SubsetT::name) + "," + std::string(SearchT::name) + ">"; }
+
   /// Where a row of the bank comes from.
   struct Provenance {
     std::int32_t image = 0;     ///< in the order of observation
@@ -57,11 +59,12 @@ class MemoryBank {
     return {};
   }
 
-  /// The other's images follow this one's; its image numbers stay as they were given.
+  /// The other's images follow this one's: their numbers, counted from 0 there, continue behind those here.
   Status merge(MemoryBank&& other) {
     if (!(other.grid_ == grid_)) return {Errc::shape_mismatch, "MemoryBank::merge: the two banks hold patches of different shapes"};
     patches_.insert(patches_.end(), other.patches_.begin(), other.patches_.end());
-    images_.insert(images_.end(), other.images_.begin(), other.images_.end());
+    const auto before = static_cast<std::int32_t>(images_.size());
+    for (const std::int32_t image : other.images_) images_.push_back(image + before);
     other = {};
     return {};
   }

@@ -64,8 +64,10 @@ inline ColourTable colour_table(ColourMap map) noexcept {
     double lightness, chroma, hue;
   };
   // Evenly spaced; hues go the short way between neighbours. Chroma stays inside sRGB at each lightness.
-  static constexpr std::array<Stop, 6> kEmber{{{0.10, 0.03, 285}, {0.28, 0.14, 300}, {0.46, 0.19, 360}, {0.63, 0.20, 392}, {0.80, 0.16, 430}, {0.96, 0.09, 465}}};
-  static constexpr std::array<Stop, 6> kMeadow{{{0.25, 0.10, 285}, {0.40, 0.10, 255}, {0.54, 0.09, 210}, {0.67, 0.12, 170}, {0.80, 0.17, 138}, {0.93, 0.18, 106}}};
+  static constexpr std::array<Stop, 6> kEmber{
+      {{0.10, 0.03, 285}, {0.28, 0.14, 300}, {0.46, 0.19, 360}, {0.63, 0.20, 392}, {0.80, 0.16, 430}, {0.96, 0.09, 465}}};
+  static constexpr std::array<Stop, 6> kMeadow{
+      {{0.25, 0.10, 285}, {0.40, 0.10, 255}, {0.54, 0.09, 210}, {0.67, 0.12, 170}, {0.80, 0.17, 138}, {0.93, 0.18, 106}}};
   static constexpr std::array<Stop, 6> kGray{{{0.0, 0, 0}, {0.2, 0, 0}, {0.4, 0, 0}, {0.6, 0, 0}, {0.8, 0, 0}, {1.0, 0, 0}}};
   const auto& stops = map == ColourMap::ember ? kEmber : (map == ColourMap::meadow ? kMeadow : kGray);
   ColourTable table;

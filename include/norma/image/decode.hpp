@@ -131,9 +131,12 @@ inline Result<Image> decode_pnm(std::span<const std::byte> bytes, std::string_vi
   for (std::int64_t& number : field) {
     for (bool comment = false; at < bytes.size(); ++at) {
       const auto c = std::to_integer<unsigned>(bytes[at]);
-      if (comment) comment = c != '\n' && c != '\r';
-      else if (c == '#') comment = true;
-      else if (!is_space(c)) break;
+      if (comment)
+        comment = c != '\n' && c != '\r';
+      else if (c == '#')
+        comment = true;
+      else if (!is_space(c))
+        break;
     }
     const std::size_t start = at;
     for (; at < bytes.size(); ++at) {
@@ -175,8 +178,9 @@ inline Result<Image> decode(std::span<const std::byte> bytes, std::string_view n
   using detail::bad_image;
   if (bytes.empty()) return bad_image(Errc::corrupt, name, "the file is empty");
   if (limits.max_bytes < static_cast<std::int64_t>(bytes.size()) || bytes.size() > 0x7FFFFFFF) {
-    return bad_image(Errc::unsupported, name, "expected up to " + std::to_string(std::min<std::int64_t>(limits.max_bytes, 0x7FFFFFFF)) +
-                                                  " bytes, found " + std::to_string(bytes.size()));
+    return bad_image(Errc::unsupported, name,
+                     "expected up to " + std::to_string(std::min<std::int64_t>(limits.max_bytes, 0x7FFFFFFF)) + " bytes, found " +
+                         std::to_string(bytes.size()));
   }
   switch (detail::file_kind(bytes)) {
     case detail::FileKind::png: return detail::decode_png(bytes, name, limits);
@@ -184,8 +188,8 @@ inline Result<Image> decode(std::span<const std::byte> bytes, std::string_view n
     case detail::FileKind::jpeg: NORMA_CHECK(detail::check_jpeg(bytes, name)); break;
     case detail::FileKind::bmp: NORMA_CHECK(detail::check_bmp(bytes, name)); break;
     case detail::FileKind::other:
-      return bad_image(Errc::unsupported, name, "expected a PNG, JPEG, BMP, PGM (P5) or PPM (P6) image, found " +
-                                                    std::string(detail::other_format(bytes)));
+      return bad_image(Errc::unsupported, name,
+                       "expected a PNG, JPEG, BMP, PGM (P5) or PPM (P6) image, found " + std::string(detail::other_format(bytes)));
   }
   namespace stb = detail::stb;
   const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
@@ -200,9 +204,11 @@ inline Result<Image> decode(std::span<const std::byte> bytes, std::string_view n
     return bad_image(Errc::corrupt, name, "the header cannot be read (" + reason() + ")");
   }
   NORMA_CHECK(detail::check_limits(width, height, name, limits));
-  // The largest pieces are a progressive JPEG's coefficients, 2 bytes each, and the pixels, 4 bytes; a JPEG's edges are padded to its blocks.
-  stb::largest_block = 4 * (static_cast<std::size_t>(width) * static_cast<std::size_t>(height) + 64 * static_cast<std::size_t>(width + height)) +
-                       (std::size_t{1} << 20);
+  // The largest pieces are a progressive JPEG's coefficients, 2 bytes each, and the pixels, 4 bytes; a JPEG's edges are padded to its
+  // blocks.
+  stb::largest_block =
+      4 * (static_cast<std::size_t>(width) * static_cast<std::size_t>(height) + 64 * static_cast<std::size_t>(width + height)) +
+      (std::size_t{1} << 20);
   const int channels = components >= 3 ? 3 : 1;
   struct Free {
     void operator()(void* p) const noexcept { std::free(p); }

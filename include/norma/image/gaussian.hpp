@@ -94,7 +94,8 @@ auto choose_symmetric_sum() noexcept {
 /// Smooths `in` into `out` (same size; may be the same memory) with a standard deviation of `sigma` pixels; 0 copies.
 /// Sums in T. A value that is not finite spreads over its neighbourhood.
 template <class T>
-Status gaussian_filter(MapView<const std::type_identity_t<T>> in, MapView<T> out, double sigma, Arena& arena, Border border = Border::reflect) {
+Status gaussian_filter(MapView<const std::type_identity_t<T>> in, MapView<T> out, double sigma, Arena& arena,
+                       Border border = Border::reflect) {
   static_assert(std::is_floating_point_v<T>);
   if (!std::isfinite(sigma) || sigma < 0.0 || sigma > 1e6) {
     return {Errc::invalid_argument, "image::gaussian_filter: expected a sigma within 0 and 1e6, found " + std::to_string(sigma)};
@@ -106,8 +107,8 @@ Status gaussian_filter(MapView<const std::type_identity_t<T>> in, MapView<T> out
   if (in.empty()) return {};
   const std::size_t bytes = gaussian_scratch_bytes<T>(in.rows, in.cols, sigma);
   if (bytes > arena.remaining()) {
-    return {Errc::out_of_memory, "image::gaussian_filter: a map of " + std::to_string(in.rows) + " x " + std::to_string(in.cols) + " needs " +
-                                     std::to_string(bytes) + " bytes of scratch, found " + std::to_string(arena.remaining())};
+    return {Errc::out_of_memory, "image::gaussian_filter: a map of " + std::to_string(in.rows) + " x " + std::to_string(in.cols) +
+                                     " needs " + std::to_string(bytes) + " bytes of scratch, found " + std::to_string(arena.remaining())};
   }
   const Arena::Scope scope(arena);
   const std::int64_t radius = gaussian_radius(sigma);

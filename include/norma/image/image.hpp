@@ -73,9 +73,7 @@ struct ImageView {
     NORMA_EXPECTS(top <= height - roi_height && left <= width - roi_width);
     return {data + top * pitch + left * bytes_per_pixel(format), roi_height, roi_width, pitch, format};
   }
-  [[nodiscard]] const std::uint8_t* row(std::int64_t y) const noexcept {
-    return reinterpret_cast<const std::uint8_t*>(data + y * pitch);
-  }
+  [[nodiscard]] const std::uint8_t* row(std::int64_t y) const noexcept { return reinterpret_cast<const std::uint8_t*>(data + y * pitch); }
 };
 
 /// Sides above this are taken for a mistake (they would overflow sizes further on).
@@ -87,16 +85,17 @@ inline Status validate(const ImageView& frame) {
   const std::int64_t pixel = bytes_per_pixel(frame.format);
   if (pixel == 0) return {Errc::invalid_argument, "ImageView: unknown pixel format " + text(static_cast<int>(frame.format))};
   if (frame.height <= 0 || frame.width <= 0) {
-    return {Errc::invalid_argument, "ImageView: height and width must be positive, found " + text(frame.height) + " x " + text(frame.width)};
+    return {Errc::invalid_argument,
+            "ImageView: height and width must be positive, found " + text(frame.height) + " x " + text(frame.width)};
   }
   if (frame.height > kMaxImageSide || frame.width > kMaxImageSide) {
     return {Errc::invalid_argument, "ImageView: too large, expected sides up to " + text(kMaxImageSide) + ", found " + text(frame.height) +
                                         " x " + text(frame.width)};
   }
   if (frame.pitch < frame.width * pixel) {
-    return {Errc::invalid_argument, "ImageView: pitch is too small for a row, expected at least " + text(frame.width * pixel) +
-                                        " bytes (" + text(frame.width) + " pixels of " + std::string(to_string(frame.format)) +
-                                        "), found " + text(frame.pitch)};
+    return {Errc::invalid_argument, "ImageView: pitch is too small for a row, expected at least " + text(frame.width * pixel) + " bytes (" +
+                                        text(frame.width) + " pixels of " + std::string(to_string(frame.format)) + "), found " +
+                                        text(frame.pitch)};
   }
   if (frame.pitch > std::numeric_limits<std::int64_t>::max() / kMaxImageSide) {
     return {Errc::invalid_argument, "ImageView: pitch is too large, found " + text(frame.pitch)};

@@ -172,8 +172,10 @@ inline Result<Image> overlay(const ImageView& frame, MapView<const float> map, c
     const auto halo = detail::contour(map, *options.threshold, reach + 1);
     const auto line = detail::contour(map, *options.threshold, reach);
     for (std::size_t i = 0; i < line.size(); ++i) {
-      if (line[i] != 0) detail::blend(image.data() + 3 * i, {255, 255, 255}, 0.95f);
-      else if (halo[i] != 0) detail::blend(image.data() + 3 * i, {20, 20, 20}, 0.6f);
+      if (line[i] != 0)
+        detail::blend(image.data() + 3 * i, {255, 255, 255}, 0.95f);
+      else if (halo[i] != 0)
+        detail::blend(image.data() + 3 * i, {20, 20, 20}, 0.6f);
     }
   }
   if (options.mark_peak && range.peak_row >= 0 && (!options.threshold || range.high >= *options.threshold)) {

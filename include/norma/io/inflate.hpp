@@ -91,7 +91,8 @@ class HuffmanCode {
     if (left > 0 && !(used == 0 || (used == 1 && count_[1] == 1))) return false;
 
     std::array<std::uint16_t, kLongest + 2> start{};
-    for (std::size_t length = 1; length <= kLongest; ++length) start[length + 1] = static_cast<std::uint16_t>(start[length] + count_[length]);
+    for (std::size_t length = 1; length <= kLongest; ++length)
+      start[length + 1] = static_cast<std::uint16_t>(start[length] + count_[length]);
     std::array<std::uint32_t, kLongest + 2> code{};
     for (std::size_t length = 1; length <= kLongest; ++length) code[length + 1] = (code[length] + count_[length]) << 1;
     table_.fill(0);
@@ -159,7 +160,8 @@ class Inflater {
 
  private:
   Status corrupt(const char* what) const {
-    return {Errc::corrupt, std::string("io::inflate: ") + what + ", after " + std::to_string(written_) + " of " + std::to_string(out_.size()) + " bytes"};
+    return {Errc::corrupt,
+            std::string("io::inflate: ") + what + ", after " + std::to_string(written_) + " of " + std::to_string(out_.size()) + " bytes"};
   }
 
   /// At least 56 bits, zeros beyond the end of the input; `overrun` tells whether such zeros were used.
@@ -266,9 +268,11 @@ class Inflater {
   const char* codes() noexcept {
     static constexpr std::array<std::uint16_t, 29> kLength = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
                                                               31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
-    static constexpr std::array<std::uint8_t, 29> kLengthBits = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
-    static constexpr std::array<std::uint16_t, 30> kDistance = {1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
-                                                                193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    static constexpr std::array<std::uint8_t, 29> kLengthBits = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
+                                                                 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
+    static constexpr std::array<std::uint16_t, 30> kDistance = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
+                                                                33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
+                                                                1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     static constexpr std::array<std::uint8_t, 30> kDistanceBits = {0, 0, 0, 0, 1, 1, 2, 2,  3,  3,  4,  4,  5,  5,  6,
                                                                    6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13};
     std::byte* const out = out_.data();
@@ -328,7 +332,8 @@ inline Result<Inflated> inflate(std::span<const std::byte> in, std::span<std::by
 inline Result<Inflated> inflate_zlib(std::span<const std::byte> in, std::span<std::byte> out) {
   const auto at = [&](std::size_t i) { return std::to_integer<std::uint32_t>(in[i]); };
   if (in.size() < 6) return Status(Errc::corrupt, "io::inflate_zlib: " + std::to_string(in.size()) + " bytes, expected at least 6");
-  if ((at(0) & 15u) != 8 || (at(0) >> 4) > 7 || (at(0) * 256 + at(1)) % 31 != 0) return Status(Errc::corrupt, "io::inflate_zlib: not a zlib header");
+  if ((at(0) & 15u) != 8 || (at(0) >> 4) > 7 || (at(0) * 256 + at(1)) % 31 != 0)
+    return Status(Errc::corrupt, "io::inflate_zlib: not a zlib header");
   if ((at(1) & 0x20u) != 0) return Status(Errc::unsupported, "io::inflate_zlib: the data needs a preset dictionary");
   NORMA_TRY(Inflated result, inflate(in.subspan(2), out));
   result.consumed += 2;
@@ -336,7 +341,8 @@ inline Result<Inflated> inflate_zlib(std::span<const std::byte> in, std::span<st
   const auto tail = static_cast<std::size_t>(result.consumed);
   if (in.size() - tail < 4) return Status(Errc::corrupt, "io::inflate_zlib: the data ends before its checksum");
   const std::uint32_t expected = at(tail) << 24 | at(tail + 1) << 16 | at(tail + 2) << 8 | at(tail + 3);
-  if (adler32(out.first(static_cast<std::size_t>(result.produced))) != expected) return Status(Errc::corrupt, "io::inflate_zlib: checksum differs");
+  if (adler32(out.first(static_cast<std::size_t>(result.produced))) != expected)
+    return Status(Errc::corrupt, "io::inflate_zlib: checksum differs");
   result.consumed += 4;
   return result;
 }

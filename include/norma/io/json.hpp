@@ -32,9 +32,7 @@ namespace detail {
   if (text.empty()) return 0;
   if (first < 0x80) return 1;
   if (first >= 0xc2 && first <= 0xdf) return follows(1) ? 2 : 0;
-  if (first >= 0xe0 && first <= 0xef) {
-    return follows(1, first == 0xe0 ? 0xa0 : 0x80, first == 0xed ? 0x9f : 0xbf) && follows(2) ? 3 : 0;
-  }
+  if (first >= 0xe0 && first <= 0xef) { return follows(1, first == 0xe0 ? 0xa0 : 0x80, first == 0xed ? 0x9f : 0xbf) && follows(2) ? 3 : 0; }
   if (first >= 0xf0 && first <= 0xf4) {
     return follows(1, first == 0xf0 ? 0x90 : 0x80, first == 0xf4 ? 0x8f : 0xbf) && follows(2) && follows(3) ? 4 : 0;
   }
@@ -284,7 +282,9 @@ class JsonParser {
     const char kind = peek();
     ++at_;
     switch (kind) {
-      case '"': case '\\': case '/': out.push_back(kind); return true;
+      case '"':
+      case '\\':
+      case '/': out.push_back(kind); return true;
       case 'b': out.push_back('\b'); return true;
       case 'f': out.push_back('\f'); return true;
       case 'n': out.push_back('\n'); return true;
@@ -422,7 +422,7 @@ inline void append_json_string(std::string& out, std::string_view text) {
 
 /// Appends the shortest text that reads back to the same number of the same type; `null` for NaN and infinities, which JSON lacks.
 template <class T>
-  requires std::floating_point<T> || std::integral<T>
+requires std::floating_point<T> || std::integral<T>
 inline void append_json_number(std::string& out, T value) {
   if constexpr (std::floating_point<T>) {
     if (!std::isfinite(value)) {
@@ -469,7 +469,10 @@ class JsonWriter {
       append_json_number(start(), v);
     } else if constexpr (std::is_convertible_v<const T&, std::string_view>) {
       append_json_string(start(), v);
-    } else if constexpr (requires { v.has_value(); *v; }) {
+    } else if constexpr (requires {
+                           v.has_value();
+                           *v;
+                         }) {
       if (v.has_value()) {
         value(*v);
       } else {

@@ -134,7 +134,8 @@ class Weights {
   }
   /// The same without conversion: type and shape must be the stored ones.
   Status read_raw(std::string_view tensor, DType dtype, std::span<const std::int64_t> expected_shape, std::span<std::byte> out) const;
-  Status read_raw(std::string_view tensor, DType dtype, std::initializer_list<std::int64_t> expected_shape, std::span<std::byte> out) const {
+  Status read_raw(std::string_view tensor, DType dtype, std::initializer_list<std::int64_t> expected_shape,
+                  std::span<std::byte> out) const {
     return read_raw(tensor, dtype, std::span(expected_shape.begin(), expected_shape.size()), out);
   }
 
@@ -148,12 +149,12 @@ class Weights {
     std::vector<std::byte> owned;
     std::span<const std::byte> bytes;
     std::string name;
-    std::string text;                             // all names, keys and values, one after the other
-    std::vector<std::int64_t> shapes;             // all shapes
-    std::vector<TensorInfo> tensors;              // by offset
-    std::vector<std::uint32_t> by_name;           // indices into tensors
+    std::string text;                    // all names, keys and values, one after the other
+    std::vector<std::int64_t> shapes;    // all shapes
+    std::vector<TensorInfo> tensors;     // by offset
+    std::vector<std::uint32_t> by_name;  // indices into tensors
     std::vector<MetadataEntry> metadata;
-    std::vector<std::int64_t> metadata_offsets;   // where each value's opening quote is in the file
+    std::vector<std::int64_t> metadata_offsets;  // where each value's opening quote is in the file
   };
   explicit Weights(std::shared_ptr<const State> state) noexcept : state_(std::move(state)) {}
   static Result<Weights> parse(std::shared_ptr<State> state, std::string name);
@@ -177,7 +178,8 @@ inline Result<Weights> Weights::parse(std::shared_ptr<State> state, std::string 
                    std::to_string(kMostHeaderBytes));
   }
   if (header_bytes > bytes.size() - 8) {
-    return corrupt("the file is cut short: header of " + std::to_string(header_bytes) + " bytes, found " + std::to_string(bytes.size() - 8));
+    return corrupt("the file is cut short: header of " + std::to_string(header_bytes) + " bytes, found " +
+                   std::to_string(bytes.size() - 8));
   }
   const std::string_view header = as_text(bytes.subspan(8, static_cast<std::size_t>(header_bytes)));
   if (header.empty() || header.front() != '{') return corrupt("not a safetensors file: the header does not start with '{'");
@@ -221,7 +223,8 @@ inline Result<Weights> Weights::parse(std::shared_ptr<State> state, std::string 
     }
     const auto dtype = dtype_from_name(type->string().value_or(""));
     if (!dtype) {
-      return Status(Errc::unsupported, "Weights::open: '" + name + "': " + who + ": unknown dtype " + detail::quoted(type->string().value_or("")));
+      return Status(Errc::unsupported,
+                    "Weights::open: '" + name + "': " + who + ": unknown dtype " + detail::quoted(type->string().value_or("")));
     }
     if (shape->kind() != JsonValue::Kind::array || shape->items().size() > kMostDimensions) {
       return corrupt(who + ": the shape is not an array of at most " + std::to_string(kMostDimensions) + " sizes");
@@ -259,8 +262,9 @@ inline Result<Weights> Weights::parse(std::shared_ptr<State> state, std::string 
   std::int64_t reached = 0;
   for (const Entry& entry : entries) {
     if (entry.begin != reached) {
-      return corrupt("tensor " + detail::quoted(entry.member->name) + " starts at byte " + std::to_string(entry.begin) + " of the data, expected " +
-                     std::to_string(reached) + (entry.begin > reached ? ": a hole" : ": it overlaps the one before"));
+      return corrupt("tensor " + detail::quoted(entry.member->name) + " starts at byte " + std::to_string(entry.begin) +
+                     " of the data, expected " + std::to_string(reached) +
+                     (entry.begin > reached ? ": a hole" : ": it overlaps the one before"));
     }
     reached = entry.end;
   }
@@ -281,7 +285,8 @@ inline Result<Weights> Weights::parse(std::shared_ptr<State> state, std::string 
     const std::size_t first = state->shapes.size();
     const auto sizes = entry.member->value.find("shape")->items();
     for (const JsonValue& size : sizes) state->shapes.push_back(*size.integer());
-    state->tensors.push_back({keep(entry.member->name), entry.dtype, std::span<const std::int64_t>(state->shapes.data() + first, sizes.size()),
+    state->tensors.push_back({keep(entry.member->name), entry.dtype,
+                              std::span<const std::int64_t>(state->shapes.data() + first, sizes.size()),
                               data.subspan(static_cast<std::size_t>(entry.begin), static_cast<std::size_t>(entry.end - entry.begin))});
   }
   state->by_name.resize(entries.size());
@@ -330,7 +335,8 @@ inline Result<const TensorInfo*> Weights::expect(std::string_view function, std:
   const auto where = [&] { return std::string(function) + ": '" + state_->name + "': tensor " + detail::quoted(tensor) + ": "; };
   if (info == nullptr) return get(tensor).status();
   if (!std::equal(info->shape.begin(), info->shape.end(), expected_shape.begin(), expected_shape.end())) {
-    return Status(Errc::shape_mismatch, where() + "shape " + detail::shape_text(info->shape) + ", expected " + detail::shape_text(expected_shape));
+    return Status(Errc::shape_mismatch,
+                  where() + "shape " + detail::shape_text(info->shape) + ", expected " + detail::shape_text(expected_shape));
   }
   if (static_cast<std::int64_t>(out_size) != info->count()) {
     return Status(Errc::shape_mismatch,
@@ -348,7 +354,8 @@ inline Status Weights::read(std::string_view tensor, std::span<const std::int64_
   return to_float(info->dtype, info->bytes, out);
 }
 
-inline Status Weights::read_int64(std::string_view tensor, std::span<const std::int64_t> expected_shape, std::span<std::int64_t> out) const {
+inline Status Weights::read_int64(std::string_view tensor, std::span<const std::int64_t> expected_shape,
+                                  std::span<std::int64_t> out) const {
   NORMA_TRY(const TensorInfo* info, expect("Weights::read_int64", tensor, expected_shape, out.size()));
   if (!is_integer(info->dtype)) {
     return {Errc::wrong_type, "Weights::read_int64: '" + state_->name + "': tensor " + detail::quoted(tensor) + ": type " +
@@ -396,7 +403,9 @@ inline std::string seal_of(std::span<const std::span<const std::byte>> pieces, s
 }  // namespace detail
 
 inline Status Weights::verify_seal(std::string_view digest_key) const {
-  const auto corrupt = [&](const std::string& what) { return Status(Errc::corrupt, "Weights::verify_seal: '" + state_->name + "': " + what); };
+  const auto corrupt = [&](const std::string& what) {
+    return Status(Errc::corrupt, "Weights::verify_seal: '" + state_->name + "': " + what);
+  };
   for (std::size_t i = 0; i < state_->metadata.size(); ++i) {
     const auto& [key, value] = state_->metadata[i];
     if (key != digest_key) continue;
@@ -419,7 +428,8 @@ class TensorFileWriter {
   /// Sets or replaces a pair of the metadata section. Both must be UTF-8.
   Status set_metadata(std::string_view key, std::string_view value);
 
-  /// Adds a tensor and copies its bytes. Errors: invalid_argument (name empty, taken, or not UTF-8), shape_mismatch (bytes and shape differ).
+  /// Adds a tensor and copies its bytes. Errors: invalid_argument (name empty, taken, or not UTF-8), shape_mismatch (bytes and shape
+  /// differ).
   Status add(std::string_view name, DType dtype, std::span<const std::int64_t> shape, std::span<const std::byte> bytes);
   Status add(std::string_view name, DType dtype, std::initializer_list<std::int64_t> shape, std::span<const std::byte> bytes) {
     return add(name, dtype, std::span(shape.begin(), shape.size()), bytes);
@@ -454,7 +464,9 @@ class TensorFileWriter {
   /// The file's content.
   [[nodiscard]] Result<std::vector<std::byte>> to_bytes() const { return to_bytes_with(std::nullopt); }
   /// The same, sealed: metadata `digest_key` holds the digest that `Weights::verify_seal` recomputes.
-  [[nodiscard]] Result<std::vector<std::byte>> to_sealed_bytes(std::string_view digest_key = "digest") const { return to_bytes_with(digest_key); }
+  [[nodiscard]] Result<std::vector<std::byte>> to_sealed_bytes(std::string_view digest_key = "digest") const {
+    return to_bytes_with(digest_key);
+  }
   /// Writes the file atomically, tensor by tensor: needs no memory beyond the header.
   Status write(const std::string& path) const { return write_with(path, std::nullopt); }
   Status write_sealed(const std::string& path, std::string_view digest_key = "digest") const { return write_with(path, digest_key); }
@@ -500,15 +512,17 @@ inline Result<TensorFileWriter::Entry*> TensorFileWriter::insert(std::string_vie
   const std::int64_t count = detail::element_count(shape);
   if (count < 0 || static_cast<std::uint64_t>(count) > std::numeric_limits<std::uint64_t>::max() / 16 || shape.size() > 32 ||
       static_cast<std::uint64_t>(count) * static_cast<std::uint64_t>(size_of(dtype)) != bytes) {
-    return refuse(Errc::shape_mismatch, std::to_string(bytes) + " bytes do not fit " + std::string(to_string(dtype)) + " " + detail::shape_text(shape));
+    return refuse(Errc::shape_mismatch,
+                  std::to_string(bytes) + " bytes do not fit " + std::string(to_string(dtype)) + " " + detail::shape_text(shape));
   }
   const auto [at, added] = tensors_.try_emplace(std::string(name), Entry{dtype, {shape.begin(), shape.end()}, {}, {}});
   if (!added) return refuse(Errc::invalid_argument, "added twice");
   return &at->second;
 }
 
-inline Status TensorFileWriter::add(std::string_view name, DType dtype, std::span<const std::int64_t> shape, std::span<const std::byte> bytes) {
-  NORMA_TRY(Entry* entry, insert(name, dtype, shape, bytes.size()));
+inline Status TensorFileWriter::add(std::string_view name, DType dtype, std::span<const std::int64_t> shape,
+                                    std::span<const std::byte> bytes) {
+  NORMA_TRY(Entry * entry, insert(name, dtype, shape, bytes.size()));
   entry->owned.assign(bytes.begin(), bytes.end());
   return {};
 }
@@ -517,14 +531,14 @@ inline Status TensorFileWriter::add_converted(std::string_view name, DType dtype
                                               std::span<const float> values) {
   std::vector<std::byte> bytes(values.size() * static_cast<std::size_t>(size_of(dtype)));
   NORMA_CHECK(from_float(dtype, values, bytes));
-  NORMA_TRY(Entry* entry, insert(name, dtype, shape, bytes.size()));
+  NORMA_TRY(Entry * entry, insert(name, dtype, shape, bytes.size()));
   entry->owned = std::move(bytes);
   return {};
 }
 
 inline Status TensorFileWriter::add_view(std::string_view name, DType dtype, std::span<const std::int64_t> shape,
                                          std::span<const std::byte> bytes) {
-  NORMA_TRY(Entry* entry, insert(name, dtype, shape, bytes.size()));
+  NORMA_TRY(Entry * entry, insert(name, dtype, shape, bytes.size()));
   entry->view = bytes;
   return {};
 }

@@ -46,16 +46,30 @@ inline void sha256_blocks_generic(std::uint32_t* state, const std::byte* data, s
       const std::uint32_t t1 =
           h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + ((e & f) ^ (~e & g)) + kSha256Constants[i] + w[i];
       const std::uint32_t t2 = (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-      h = g; g = f; f = e; e = d + t1; d = c; c = b; b = a; a = t1 + t2;
+      h = g;
+      g = f;
+      f = e;
+      e = d + t1;
+      d = c;
+      c = b;
+      b = a;
+      a = t1 + t2;
     }
-    state[0] += a; state[1] += b; state[2] += c; state[3] += d; state[4] += e; state[5] += f; state[6] += g; state[7] += h;
+    state[0] += a;
+    state[1] += b;
+    state[2] += c;
+    state[3] += d;
+    state[4] += e;
+    state[5] += f;
+    state[6] += g;
+    state[7] += h;
   }
 }
 
 #if NORMA_X86_DISPATCH
 /// The instructions keep the state as (a, b, e, f) and (c, d, g, h) and do two rounds each.
 __attribute__((target("sha,sse4.1,ssse3"))) inline void sha256_blocks_sha(std::uint32_t* state, const std::byte* data,
-                                                                           std::size_t blocks) noexcept {
+                                                                          std::size_t blocks) noexcept {
   const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
   const auto* constants = reinterpret_cast<const __m128i*>(kSha256Constants.data());
   const __m128i dcba = _mm_loadu_si128(reinterpret_cast<const __m128i*>(state));

@@ -1,7 +1,7 @@
 /// \file
-/// Float TIFF images: organised point clouds (x, y, z per pixel) and anomaly maps. The reader takes classic TIFF of either byte order with 32-bit
-/// floating-point samples, in strips or tiles, interleaved or in planes, uncompressed, LZW or deflate, with any predictor. Anything else is an error that
-/// names the tag and its value. docs/formats/tiff.md has the table.
+/// Float TIFF images: organised point clouds (x, y, z per pixel) and anomaly maps. The reader takes classic TIFF of either byte order with
+/// 32-bit floating-point samples, in strips or tiles, interleaved or in planes, uncompressed, LZW or deflate, with any predictor. Anything
+/// else is an error that names the tag and its value. docs/formats/tiff.md has the table.
 #pragma once
 
 #include <algorithm>
@@ -87,7 +87,8 @@ inline std::int64_t unpack_lzw(std::span<const std::byte> in, std::span<std::byt
 
 class TiffReader {
  public:
-  TiffReader(std::span<const std::byte> bytes, std::string_view name, const TiffLimits& limits) : bytes_(bytes), name_(name), limits_(limits) {}
+  TiffReader(std::span<const std::byte> bytes, std::string_view name, const TiffLimits& limits)
+      : bytes_(bytes), name_(name), limits_(limits) {}
 
   Result<Tensor<float>> read() {
     NORMA_CHECK(header());
@@ -99,7 +100,8 @@ class TiffReader {
     std::vector<std::byte> scratch;
     for (std::int64_t plane = 0; plane < planes; ++plane) {
       for (std::int64_t y = 0; y < down; ++y) {
-        for (std::int64_t x = 0; x < across; ++x) NORMA_CHECK(piece((plane * down + y) * across + x, plane, y * piece_height_, x * piece_width_, scratch, image));
+        for (std::int64_t x = 0; x < across; ++x)
+          NORMA_CHECK(piece((plane * down + y) * across + x, plane, y * piece_height_, x * piece_width_, scratch, image));
       }
     }
     return image;
@@ -112,15 +114,32 @@ class TiffReader {
     std::uint64_t at = 0;
   };
   enum Known : std::size_t {
-    width, height, bits, compression, fill_order, offsets, samples, rows_per_strip, byte_counts, planar, predictor, tile_width, tile_height,
-    tile_offsets, tile_byte_counts, sample_format, known_count
+    width,
+    height,
+    bits,
+    compression,
+    fill_order,
+    offsets,
+    samples,
+    rows_per_strip,
+    byte_counts,
+    planar,
+    predictor,
+    tile_width,
+    tile_height,
+    tile_offsets,
+    tile_byte_counts,
+    sample_format,
+    known_count
   };
-  static constexpr std::array<std::uint16_t, known_count> kTags = {256, 257, 258, 259, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 339};
+  static constexpr std::array<std::uint16_t, known_count> kTags = {256, 257, 258, 259, 266, 273, 277, 278,
+                                                                   279, 284, 317, 322, 323, 324, 325, 339};
 
   Status error(Errc code, const std::string& what) const { return {code, "io::read_tiff: '" + std::string(name_) + "': " + what}; }
   Status corrupt(const std::string& what) const { return error(Errc::corrupt, what); }
   Status unsupported(Known tag, std::uint64_t value, std::string_view expected) const {
-    return error(Errc::unsupported, "tag " + std::to_string(kTags[tag]) + " is " + std::to_string(value) + ", expected " + std::string(expected));
+    return error(Errc::unsupported,
+                 "tag " + std::to_string(kTags[tag]) + " is " + std::to_string(value) + ", expected " + std::string(expected));
   }
 
   /// An unsigned integer in the file's byte order; `ok_` turns false beyond the end.
@@ -137,7 +156,9 @@ class TiffReader {
     return value;
   }
   /// Value `i` of a field that is there.
-  std::uint64_t value(Known tag, std::uint64_t i = 0) noexcept { return at(fields_[tag].at + i * fields_[tag].element, fields_[tag].element); }
+  std::uint64_t value(Known tag, std::uint64_t i = 0) noexcept {
+    return at(fields_[tag].at + i * fields_[tag].element, fields_[tag].element);
+  }
   std::uint64_t value_or(Known tag, std::uint64_t otherwise) noexcept { return fields_[tag].element == 0 ? otherwise : value(tag); }
 
   Status header() {
@@ -158,11 +179,13 @@ class TiffReader {
       if (tag == kTags.end()) continue;
       const std::uint64_t type = at(entry + 2, 2);
       Field field{at(entry + 4, 4), 0, entry + 8};
-      if (type != 1 && type != 3 && type != 4) return corrupt("tag " + std::to_string(*tag) + " has type " + std::to_string(type) + ", expected an unsigned integer");
+      if (type != 1 && type != 3 && type != 4)
+        return corrupt("tag " + std::to_string(*tag) + " has type " + std::to_string(type) + ", expected an unsigned integer");
       if (field.count == 0) return corrupt("tag " + std::to_string(*tag) + " has no value");
       field.element = kBytes[type];
       if (field.count * field.element > 4) field.at = at(entry + 8, 4);
-      if (field.at > bytes_.size() || field.count * field.element > bytes_.size() - field.at) return corrupt("tag " + std::to_string(*tag) + " lies outside of the file");
+      if (field.at > bytes_.size() || field.count * field.element > bytes_.size() - field.at)
+        return corrupt("tag " + std::to_string(*tag) + " lies outside of the file");
       Field& known = fields_[static_cast<std::size_t>(tag - kTags.begin())];
       if (known.element != 0) return corrupt("tag " + std::to_string(*tag) + " appears twice");
       known = field;
@@ -181,8 +204,8 @@ class TiffReader {
     }
     const auto most = static_cast<std::uint64_t>(limits_.values);
     if (w > most / h || w * h > most / c) {
-      return error(Errc::unsupported, "an image of " + std::to_string(w) + " x " + std::to_string(h) + " with " + std::to_string(c) + " channels, more than the limit of " +
-                                          std::to_string(most) + " values");
+      return error(Errc::unsupported, "an image of " + std::to_string(w) + " x " + std::to_string(h) + " with " + std::to_string(c) +
+                                          " channels, more than the limit of " + std::to_string(most) + " values");
     }
     width_ = static_cast<std::int64_t>(w);
     height_ = static_cast<std::int64_t>(h);
@@ -191,7 +214,8 @@ class TiffReader {
     for (std::uint64_t i = 0; i < fields_[bits].count; ++i) {
       if (value(bits, i) != 32) return unsupported(bits, value(bits, i), "32 (BitsPerSample)");
     }
-    if (fields_[sample_format].element == 0) return error(Errc::unsupported, "tag 339 (SampleFormat) is missing, which means integers; expected 3 (floating-point)");
+    if (fields_[sample_format].element == 0)
+      return error(Errc::unsupported, "tag 339 (SampleFormat) is missing, which means integers; expected 3 (floating-point)");
     for (std::uint64_t i = 0; i < fields_[sample_format].count; ++i) {
       if (value(sample_format, i) != 3) return unsupported(sample_format, value(sample_format, i), "3 (floating-point)");
     }
@@ -210,7 +234,8 @@ class TiffReader {
     if (tiled_) {
       if (fields_[tile_height].element == 0) return corrupt("tag 323 (TileLength) is missing");
       const std::uint64_t tw = value(tile_width), th = value(tile_height);
-      if (tw == 0 || th == 0 || tw > most / th || tw * th > most / c) return corrupt("tiles of " + std::to_string(tw) + " x " + std::to_string(th));
+      if (tw == 0 || th == 0 || tw > most / th || tw * th > most / c)
+        return corrupt("tiles of " + std::to_string(tw) + " x " + std::to_string(th));
       piece_width_ = static_cast<std::int64_t>(tw);
       piece_height_ = static_cast<std::int64_t>(th);
     } else {
@@ -224,23 +249,27 @@ class TiffReader {
     for (const Known tag : {tiled_ ? tile_offsets : offsets, tiled_ ? tile_byte_counts : byte_counts}) {
       if (fields_[tag].element == 0) return corrupt("tag " + std::to_string(kTags[tag]) + " is missing");
       if (fields_[tag].count < pieces) {
-        return corrupt("tag " + std::to_string(kTags[tag]) + " has " + std::to_string(fields_[tag].count) + " values, expected " + std::to_string(pieces));
+        return corrupt("tag " + std::to_string(kTags[tag]) + " has " + std::to_string(fields_[tag].count) + " values, expected " +
+                       std::to_string(pieces));
       }
     }
     // Before anything is allocated: no compression here packs more than 2000 to 1, so a short file cannot ask for a large image.
     const std::uint64_t packing = compression_ == 1 ? 1 : 2000;
-    if (w * h * c * 4 / packing > bytes_.size() || pw * ph * (planar_ ? 1 : c) * 4 / packing > bytes_.size()) return corrupt("an image far larger than the file can hold");
+    if (w * h * c * 4 / packing > bytes_.size() || pw * ph * (planar_ ? 1 : c) * 4 / packing > bytes_.size())
+      return corrupt("an image far larger than the file can hold");
     return ok_ ? Status() : corrupt("cut short");
   }
 
   /// Decodes one strip or tile and copies what is inside the image.
-  Status piece(std::int64_t index, std::int64_t plane, std::int64_t top, std::int64_t left, std::vector<std::byte>& scratch, Tensor<float>& image) {
+  Status piece(std::int64_t index, std::int64_t plane, std::int64_t top, std::int64_t left, std::vector<std::byte>& scratch,
+               Tensor<float>& image) {
     const auto i = static_cast<std::uint64_t>(index);
     const std::uint64_t from = value(tiled_ ? tile_offsets : offsets, i);
     const std::uint64_t size = value(tiled_ ? tile_byte_counts : byte_counts, i);
     const std::string who = (tiled_ ? "tile " : "strip ") + std::to_string(index);
     if (from > bytes_.size() || size > bytes_.size() - from) {
-      return corrupt(who + ": bytes " + std::to_string(from) + " to " + std::to_string(from + size) + " of a file of " + std::to_string(bytes_.size()));
+      return corrupt(who + ": bytes " + std::to_string(from) + " to " + std::to_string(from + size) + " of a file of " +
+                     std::to_string(bytes_.size()));
     }
     const std::span<const std::byte> stored = bytes_.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(size));
     const std::int64_t samples_here = planar_ ? 1 : channels_;
@@ -251,7 +280,8 @@ class TiffReader {
     const std::int64_t copy_rows = std::min(rows, height_ - top);
     const std::int64_t copy_columns = std::min(piece_width_, width_ - left);
     for (std::int64_t y = 0; y < copy_rows; ++y) {
-      const std::span<std::byte> row = std::span(scratch).subspan(static_cast<std::size_t>(y * row_values) * 4, static_cast<std::size_t>(row_values) * 4);
+      const std::span<std::byte> row =
+          std::span(scratch).subspan(static_cast<std::size_t>(y * row_values) * 4, static_cast<std::size_t>(row_values) * 4);
       undo_predictor(row, samples_here);
       float* to = image.data() + ((top + y) * width_ + left) * channels_ + plane;
       if (samples_here == channels_) {
@@ -287,7 +317,8 @@ class TiffReader {
     const std::size_t values = row.size() / 4;
     const auto step = static_cast<std::size_t>(samples_here);
     if (predictor_ == 3) {
-      // Differences of bytes at the distance of a pixel's samples; then the bytes of all values by significance, highest first, in either byte order.
+      // Differences of bytes at the distance of a pixel's samples; then the bytes of all values by significance, highest first, in either
+      // byte order.
       for (std::size_t i = step; i < row.size(); ++i) {
         row[i] = static_cast<std::byte>(std::to_integer<unsigned>(row[i]) + std::to_integer<unsigned>(row[i - step]));
       }
@@ -340,16 +371,18 @@ inline Result<Tensor<float>> read_tiff(const std::string& path, const TiffLimits
   return read_tiff(file.bytes(), path, limits);
 }
 
-/// A TIFF file's content: little-endian, uncompressed, interleaved, strips of at most 64 KiB (at least a row). `image` is one image, not empty.
-/// Errors: invalid_argument (empty, several images), unsupported (more than a classic TIFF can address).
+/// A TIFF file's content: little-endian, uncompressed, interleaved, strips of at most 64 KiB (at least a row). `image` is one image, not
+/// empty. Errors: invalid_argument (empty, several images), unsupported (more than a classic TIFF can address).
 inline Result<std::vector<std::byte>> tiff_bytes(TensorView<const float> image) {
   static_assert(std::endian::native == std::endian::little, "samples are copied as they are");
   if (image.batch != 1 || image.empty() || image.channels > 65535) {
-    return Status(Errc::invalid_argument, "io::tiff_bytes: [" + std::to_string(image.batch) + ", " + std::to_string(image.height) + ", " + std::to_string(image.width) + ", " +
-                                              std::to_string(image.channels) + "], expected one image that is not empty");
+    return Status(Errc::invalid_argument, "io::tiff_bytes: [" + std::to_string(image.batch) + ", " + std::to_string(image.height) + ", " +
+                                              std::to_string(image.width) + ", " + std::to_string(image.channels) +
+                                              "], expected one image that is not empty");
   }
   constexpr std::int64_t kMost = 0xf0000000;
-  if (image.height > kMost / 4 / image.width / image.channels) return Status(Errc::unsupported, "io::tiff_bytes: more than 4 GB, which a classic TIFF cannot address");
+  if (image.height > kMost / 4 / image.width / image.channels)
+    return Status(Errc::unsupported, "io::tiff_bytes: more than 4 GB, which a classic TIFF cannot address");
   const std::int64_t row_bytes = image.width * image.channels * 4;
   const std::int64_t rows = std::min(image.height, std::max<std::int64_t>(1, 65536 / row_bytes));
   const std::int64_t strips = (image.height + rows - 1) / rows;

@@ -47,13 +47,13 @@ struct TorchReadOptions {
   std::int64_t max_steps = std::int64_t{1} << 23;   ///< instructions
   std::int64_t max_values = std::int64_t{1} << 21;  ///< made, and again visited
   std::int64_t max_tensors = std::int64_t{1} << 17;
-  std::int64_t max_name_bytes = 1024;               ///< of one tensor
+  std::int64_t max_name_bytes = 1024;  ///< of one tensor
   int max_depth = 64;
 };
 
 /// One tensor, strides resolved: dense, row-major.
 struct TorchTensor {
-  std::string name;                 ///< keys on the way to it, joined by '.'
+  std::string name;  ///< keys on the way to it, joined by '.'
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;
@@ -102,14 +102,29 @@ namespace detail {
 
 /// A value that a pickle made. Values refer to each other by index, so a list that contains itself is harmless until it is walked.
 struct PickleValue {
-  enum class Kind : std::uint8_t { none, boolean, integer, big_integer, real, text, bytes, tuple, list, dict, global, storage, tensor, opaque };
+  enum class Kind : std::uint8_t {
+    none,
+    boolean,
+    integer,
+    big_integer,
+    real,
+    text,
+    bytes,
+    tuple,
+    list,
+    dict,
+    global,
+    storage,
+    tensor,
+    opaque
+  };
   Kind kind = Kind::none;
-  DType dtype = DType::f32;            // storage, tensor (of an untyped storage)
-  std::int64_t integer = 0;            // boolean, integer; storage: elements; tensor: offset in elements
+  DType dtype = DType::f32;  // storage, tensor (of an untyped storage)
+  std::int64_t integer = 0;  // boolean, integer; storage: elements; tensor: offset in elements
   double real = 0.0;
-  std::string_view text;               // text, bytes, big_integer; global: module; storage: key. Points into the file.
-  std::string_view attribute;          // global: name; storage: key of the storage that it is a part of
-  std::vector<std::uint32_t> children; // tuple, list; dict: key, value, ...; tensor: storage, sizes (tuple), strides (tuple)
+  std::string_view text;                // text, bytes, big_integer; global: module; storage: key. Points into the file.
+  std::string_view attribute;           // global: name; storage: key of the storage that it is a part of
+  std::vector<std::uint32_t> children;  // tuple, list; dict: key, value, ...; tensor: storage, sizes (tuple), strides (tuple)
 };
 
 /// Element type of torch's typed storage classes and of its dtype objects.
@@ -152,7 +167,8 @@ class PickleMachine {
     for (;;) {
       instruction_ = at_;
       if (at_ >= text_.size()) return corrupt("the pickle ends without a STOP");
-      if (++steps_ > options_.max_steps) return error(Errc::unsupported, "more than " + std::to_string(options_.max_steps) + " instructions");
+      if (++steps_ > options_.max_steps)
+        return error(Errc::unsupported, "more than " + std::to_string(options_.max_steps) + " instructions");
       const auto code = static_cast<unsigned char>(text_[at_++]);
       if (code == '.') break;
       NORMA_CHECK(execute(code));
@@ -160,7 +176,8 @@ class PickleMachine {
         return error(Errc::unsupported, "more than " + std::to_string(options_.max_values) + " values");
       }
     }
-    if (stack_.size() != 1 || !marks_.empty()) return corrupt("STOP with " + std::to_string(stack_.size()) + " values on the stack, expected 1");
+    if (stack_.size() != 1 || !marks_.empty())
+      return corrupt("STOP with " + std::to_string(stack_.size()) + " values on the stack, expected 1");
     at = at_;
     return stack_.back();
   }
@@ -226,7 +243,8 @@ class PickleMachine {
   }
 
   Result<std::string_view> take(std::uint64_t count) {
-    if (count > text_.size() - at_) return corrupt("cut short: " + std::to_string(count) + " bytes expected, " + std::to_string(text_.size() - at_) + " found");
+    if (count > text_.size() - at_)
+      return corrupt("cut short: " + std::to_string(count) + " bytes expected, " + std::to_string(text_.size() - at_) + " found");
     const std::string_view part = text_.substr(at_, static_cast<std::size_t>(count));
     at_ += part.size();
     return part;
@@ -283,17 +301,19 @@ class PickleMachine {
     PickleValue value = of(Kind::global, 0, module);
     value.attribute = name;
     const bool torch = module == "torch" || module == "torch.storage";
-    const bool known = (torch && (torch_dtype(name).has_value() || name == "UntypedStorage" || name == "Size" || name == "device" ||
-                                  name == "per_tensor_affine" || name == "strided")) ||
-                       (module == "collections" && name == "OrderedDict") ||
-                       (module == "torch._utils" && (name == "_rebuild_tensor" || name == "_rebuild_tensor_v2" || name == "_rebuild_tensor_v3" ||
-                                                     name == "_rebuild_parameter" || name == "_rebuild_parameter_with_state")) ||
-                       (module == "torch._tensor" && name == "_rebuild_from_type_v2") || (module == "torch" && name == "Tensor") ||
-                       (module == "torch.nn.parameter" && (name == "Parameter" || name == "Buffer")) ||
-                       ((module == "builtins" || module == "__builtin__") && name == "set");
+    const bool known =
+        (torch && (torch_dtype(name).has_value() || name == "UntypedStorage" || name == "Size" || name == "device" ||
+                   name == "per_tensor_affine" || name == "strided")) ||
+        (module == "collections" && name == "OrderedDict") ||
+        (module == "torch._utils" && (name == "_rebuild_tensor" || name == "_rebuild_tensor_v2" || name == "_rebuild_tensor_v3" ||
+                                      name == "_rebuild_parameter" || name == "_rebuild_parameter_with_state")) ||
+        (module == "torch._tensor" && name == "_rebuild_from_type_v2") || (module == "torch" && name == "Tensor") ||
+        (module == "torch.nn.parameter" && (name == "Parameter" || name == "Buffer")) ||
+        ((module == "builtins" || module == "__builtin__") && name == "set");
     if (known) return push(std::move(value));
     if (options_.unknown_globals == UnknownGlobals::ignore) return push(of(Kind::opaque));
-    return error(Errc::unsupported, "refers to " + detail::quoted(full_name(value)) + ", which tensors do not need; nothing was run. Save the model's state_dict alone");
+    return error(Errc::unsupported, "refers to " + detail::quoted(full_name(value)) +
+                                        ", which tensors do not need; nothing was run. Save the model's state_dict alone");
   }
 
   Status persistent_id(const PickleValue& id);
@@ -378,7 +398,7 @@ inline Status PickleMachine::execute(unsigned char code) {
       value.real = std::bit_cast<double>(bits);
       return push(std::move(value));
     }
-    case 'T': return push_sized(Kind::text, 4);   // text of Python 2
+    case 'T': return push_sized(Kind::text, 4);  // text of Python 2
     case 'U': return push_sized(Kind::text, 1);
     case 'X': return push_sized(Kind::text, 4);
     case 0x8c: return push_sized(Kind::text, 1);
@@ -391,11 +411,14 @@ inline Status PickleMachine::execute(unsigned char code) {
     case ']': return push(of(Kind::list));
     case '}': return push(of(Kind::dict));
     case 0x8f: return push(of(Kind::opaque));  // a set: nothing of use can be in it
-    case 't': case 'l': {
+    case 't':
+    case 'l': {
       NORMA_TRY(auto items, pop_to_mark());
       return push(sequence(code == 't' ? Kind::tuple : Kind::list, std::move(items)));
     }
-    case 0x85: case 0x86: case 0x87: {
+    case 0x85:
+    case 0x86:
+    case 0x87: {
       NORMA_TRY(auto items, pop_some(code - 0x84u));
       return push(sequence(Kind::tuple, std::move(items)));
     }
@@ -411,13 +434,13 @@ inline Status PickleMachine::execute(unsigned char code) {
     }
     case 'a': {
       NORMA_TRY(const std::uint32_t item, pop());
-      NORMA_TRY(PickleValue* list, top(Kind::list, "a list"));
+      NORMA_TRY(PickleValue * list, top(Kind::list, "a list"));
       if (list->kind == Kind::list) list->children.push_back(item);
       return {};
     }
     case 'e': {
       NORMA_TRY(const auto items, pop_to_mark());
-      NORMA_TRY(PickleValue* list, top(Kind::list, "a list"));
+      NORMA_TRY(PickleValue * list, top(Kind::list, "a list"));
       if (list->kind == Kind::list) list->children.insert(list->children.end(), items.begin(), items.end());
       return {};
     }
@@ -428,19 +451,21 @@ inline Status PickleMachine::execute(unsigned char code) {
     }
     case 's': {
       NORMA_TRY(const auto items, pop_some(2));
-      NORMA_TRY(PickleValue* dict, top(Kind::dict, "a dictionary"));
+      NORMA_TRY(PickleValue * dict, top(Kind::dict, "a dictionary"));
       return set_items(*dict, items);
     }
     case 'u': {
       NORMA_TRY(const auto items, pop_to_mark());
-      NORMA_TRY(PickleValue* dict, top(Kind::dict, "a dictionary"));
+      NORMA_TRY(PickleValue * dict, top(Kind::dict, "a dictionary"));
       return set_items(*dict, items);
     }
-    case 'h': case 'j': {
+    case 'h':
+    case 'j': {
       NORMA_TRY(const std::uint64_t slot, unsigned_integer(code == 'h' ? 1 : 4));
       return recall(slot);
     }
-    case 'q': case 'r': {
+    case 'q':
+    case 'r': {
       NORMA_TRY(const std::uint64_t slot, unsigned_integer(code == 'q' ? 1 : 4));
       return remember(slot);
     }
@@ -457,7 +482,8 @@ inline Status PickleMachine::execute(unsigned char code) {
       if (module.kind != Kind::text || name.kind != Kind::text) return corrupt("a global whose name is not text");
       return push_global(module.text, name.text);
     }
-    case 'R': case 0x81: {  // call, and construction: the same for everything on the list
+    case 'R':
+    case 0x81: {  // call, and construction: the same for everything on the list
       NORMA_TRY(const auto parts, pop_some(2));
       NORMA_TRY(const std::uint32_t made, rebuild(values_[parts[0]], values_[parts[1]], 0));
       stack_.push_back(made);
@@ -548,7 +574,8 @@ inline Result<std::uint32_t> PickleMachine::rebuild_tensor(const PickleValue& fu
     if (tuple.kind != Kind::tuple || tuple.children.size() > 32) return refuse("sizes or strides are not a tuple of at most 32");
     for (const std::uint32_t child : tuple.children) {
       if (values_[child].kind != Kind::integer) return refuse("a size or stride is not a whole number");
-      if (values_[child].integer < 0) return refuse((i == 2 ? "negative size " : "negative stride ") + std::to_string(values_[child].integer));
+      if (values_[child].integer < 0)
+        return refuse((i == 2 ? "negative size " : "negative stride ") + std::to_string(values_[child].integer));
     }
   }
   if (values_[items[2]].children.size() != values_[items[3]].children.size()) return refuse("sizes and strides differ in number");
@@ -596,7 +623,10 @@ class TorchTensorCollector {
   using Storages = std::map<std::string, std::span<const std::byte>, std::less<>>;
 
   TorchTensorCollector(const PickleMachine& machine, const Storages& storages, const TorchReadOptions& options, TorchCheckpoint::State& out)
-      : machine_(machine), storages_(storages), options_(options), out_(out),
+      : machine_(machine),
+        storages_(storages),
+        options_(options),
+        out_(out),
         allowance_((std::uint64_t{1} << 26) + 4 * std::uint64_t{out.bytes.size()}) {}
 
   Status collect(std::uint32_t root) {
@@ -666,8 +696,10 @@ class TorchTensorCollector {
   }
 
   Status enter(int depth) {
-    if (depth > options_.max_depth) return error(Errc::corrupt, "values nested deeper than " + std::to_string(options_.max_depth) + ", or containing themselves");
-    if (++visits_ > 2 * options_.max_values) return error(Errc::unsupported, "more than " + std::to_string(2 * options_.max_values) + " values to visit");
+    if (depth > options_.max_depth)
+      return error(Errc::corrupt, "values nested deeper than " + std::to_string(options_.max_depth) + ", or containing themselves");
+    if (++visits_ > 2 * options_.max_values)
+      return error(Errc::unsupported, "more than " + std::to_string(2 * options_.max_values) + " values to visit");
     return {};
   }
 
@@ -727,18 +759,21 @@ class TorchTensorCollector {
   Result<std::span<const std::byte>> bytes_of(const PickleValue& storage, const std::string& name) const {
     const bool part = !storage.children.empty();
     const auto at = storages_.find(storage.text);
-    if (at == storages_.end()) return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": storage " + detail::quoted(storage.text) + " is not in the file");
+    if (at == storages_.end())
+      return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": storage " + detail::quoted(storage.text) + " is not in the file");
     const auto element = static_cast<std::uint64_t>(size_of(storage.dtype));
     const std::span<const std::byte> bytes = at->second;
     if (static_cast<std::uint64_t>(storage.integer) > bytes.size() / element) {
-      return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": storage " + detail::quoted(storage.text) + " holds " + std::to_string(bytes.size()) + " bytes, expected " +
-                                      std::to_string(storage.integer) + " elements of " + std::to_string(element));
+      return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": storage " + detail::quoted(storage.text) + " holds " +
+                                      std::to_string(bytes.size()) + " bytes, expected " + std::to_string(storage.integer) +
+                                      " elements of " + std::to_string(element));
     }
     if (!part) return bytes.first(static_cast<std::size_t>(static_cast<std::uint64_t>(storage.integer) * element));
     const auto offset = static_cast<std::uint64_t>(machine_.value(storage.children[0]).integer);
     const auto count = static_cast<std::uint64_t>(machine_.value(storage.children[1]).integer);
     const auto total = static_cast<std::uint64_t>(storage.integer);
-    if (offset > total || count > total - offset) return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": its storage is a part outside of another");
+    if (offset > total || count > total - offset)
+      return error(Errc::corrupt, "tensor " + detail::quoted(name) + ": its storage is a part outside of another");
     return bytes.subspan(static_cast<std::size_t>(offset * element), static_cast<std::size_t>(count * element));
   }
 
@@ -758,7 +793,8 @@ class TorchTensorCollector {
     if (count > 0) {
       // The last element's place, growing from the offset; division instead of products that could overflow.
       const std::string beyond = "shape " + shape_text(tensor.shape) + " with strides " + shape_text(strides) + " from element " +
-                                 std::to_string(value.integer) + " reaches beyond its storage of " + std::to_string(available) + " elements";
+                                 std::to_string(value.integer) + " reaches beyond its storage of " + std::to_string(available) +
+                                 " elements";
       std::int64_t last = value.integer;
       if (last >= available) return bad(beyond);
       for (std::size_t i = 0; i < strides.size(); ++i) {
@@ -776,7 +812,8 @@ class TorchTensorCollector {
         tensor.bytes = storage.subspan(static_cast<std::size_t>(value.integer) * element, static_cast<std::size_t>(count) * element);
       } else {
         const std::uint64_t bytes = static_cast<std::uint64_t>(count) * element;
-        if (bytes > allowance_) return error(Errc::unsupported, "tensor " + detail::quoted(name) + ": unpacks to far more bytes than the file holds");
+        if (bytes > allowance_)
+          return error(Errc::unsupported, "tensor " + detail::quoted(name) + ": unpacks to far more bytes than the file holds");
         allowance_ -= bytes;
         out_.unpacked.push_back(gather(storage, element, value.integer, tensor.shape, strides, static_cast<std::size_t>(bytes)));
         tensor.bytes = out_.unpacked.back();
@@ -819,7 +856,9 @@ class TorchTensorCollector {
 };
 
 inline Status read_torch_zip(TorchCheckpoint::State& state, const TorchReadOptions& options) {
-  const auto error = [&](Errc code, const std::string& what) { return Status(code, "read_torch_checkpoint: '" + state.name + "': " + what); };
+  const auto error = [&](Errc code, const std::string& what) {
+    return Status(code, "read_torch_checkpoint: '" + state.name + "': " + what);
+  };
   NORMA_TRY(const ZipArchive archive, ZipArchive::open(state.bytes, state.name));
   const ZipEntry* pickle = nullptr;
   for (const ZipEntry& entry : archive.entries()) {
@@ -841,7 +880,8 @@ inline Status read_torch_zip(TorchCheckpoint::State& state, const TorchReadOptio
     if (as_text(text) != "little") return error(Errc::unsupported, "byte order " + detail::quoted(as_text(text)) + ", expected 'little'");
   }
   if (pickle->size > options.max_pickle_bytes) {
-    return error(Errc::unsupported, "data.pkl of " + std::to_string(pickle->size) + " bytes, the limit is " + std::to_string(options.max_pickle_bytes));
+    return error(Errc::unsupported,
+                 "data.pkl of " + std::to_string(pickle->size) + " bytes, the limit is " + std::to_string(options.max_pickle_bytes));
   }
   NORMA_TRY(const auto program, content(*pickle));
   PickleMachine machine(state.name, options);
@@ -860,9 +900,12 @@ inline Status read_torch_zip(TorchCheckpoint::State& state, const TorchReadOptio
 
 inline Status read_torch_legacy(TorchCheckpoint::State& state, const TorchReadOptions& options) {
   using Kind = PickleValue::Kind;
-  const auto error = [&](Errc code, const std::string& what) { return Status(code, "read_torch_checkpoint: '" + state.name + "': " + what); };
+  const auto error = [&](Errc code, const std::string& what) {
+    return Status(code, "read_torch_checkpoint: '" + state.name + "': " + what);
+  };
   const std::string_view all = as_text(state.bytes);
-  const std::string_view text = all.substr(0, static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(all.size()), options.max_pickle_bytes)));
+  const std::string_view text =
+      all.substr(0, static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(all.size()), options.max_pickle_bytes)));
   PickleMachine machine(state.name, options);
   std::size_t at = 0;
   NORMA_TRY(const std::uint32_t magic, machine.run(text, at));
@@ -896,11 +939,13 @@ inline Status read_torch_legacy(TorchCheckpoint::State& state, const TorchReadOp
   for (const std::uint32_t index : machine.value(keys).children) {
     const PickleValue& key = machine.value(index);
     const auto type = types.find(key.text);
-    if (key.kind != Kind::text || type == types.end()) return error(Errc::corrupt, "storage " + detail::quoted(key.text) + " belongs to no tensor");
+    if (key.kind != Kind::text || type == types.end())
+      return error(Errc::corrupt, "storage " + detail::quoted(key.text) + " belongs to no tensor");
     const std::uint64_t count = in.at(at, 8);
     const auto element = static_cast<std::uint64_t>(size_of(type->second));
     if (!in.ok || count > (all.size() - at - 8) / element) {
-      return error(Errc::corrupt, "cut short: storage " + detail::quoted(key.text) + " of " + std::to_string(count) + " elements at byte " + std::to_string(at));
+      return error(Errc::corrupt, "cut short: storage " + detail::quoted(key.text) + " of " + std::to_string(count) + " elements at byte " +
+                                      std::to_string(at));
     }
     storages.emplace(key.text, state.bytes.subspan(at + 8, static_cast<std::size_t>(count * element)));
     at += 8 + static_cast<std::size_t>(count * element);
@@ -936,7 +981,8 @@ inline Result<TorchCheckpoint> read_torch_checkpoint(const std::string& path, co
 }
 
 /// Reads a checkpoint from bytes that must outlive the result.
-inline Result<TorchCheckpoint> read_torch_checkpoint_view(std::span<const std::byte> bytes, std::string_view name, const TorchReadOptions& options = {}) {
+inline Result<TorchCheckpoint> read_torch_checkpoint_view(std::span<const std::byte> bytes, std::string_view name,
+                                                          const TorchReadOptions& options = {}) {
   auto state = std::make_shared<TorchCheckpoint::State>();
   state->bytes = bytes;
   state->name = name;
@@ -944,7 +990,8 @@ inline Result<TorchCheckpoint> read_torch_checkpoint_view(std::span<const std::b
 }
 
 /// Reads a checkpoint from bytes and keeps them.
-inline Result<TorchCheckpoint> read_torch_checkpoint(std::vector<std::byte>&& bytes, std::string_view name, const TorchReadOptions& options = {}) {
+inline Result<TorchCheckpoint> read_torch_checkpoint(std::vector<std::byte>&& bytes, std::string_view name,
+                                                     const TorchReadOptions& options = {}) {
   auto state = std::make_shared<TorchCheckpoint::State>();
   state->owned = std::move(bytes);
   state->bytes = state->owned;

@@ -28,10 +28,10 @@ struct ZipLimits {
 enum class ZipMethod : std::uint16_t { stored = 0, deflated = 8 };
 
 struct ZipEntry {
-  std::string name;            ///< as stored, checked: relative, without "..", backslashes and control characters
+  std::string name;  ///< as stored, checked: relative, without "..", backslashes and control characters
   ZipMethod method = ZipMethod::stored;
   std::uint32_t crc = 0;
-  std::int64_t size = 0;       ///< unpacked
+  std::int64_t size = 0;  ///< unpacked
   std::span<const std::byte> packed;
 };
 
@@ -99,7 +99,8 @@ inline Result<ZipArchive> ZipArchive::open(std::span<const std::byte> bytes, std
   const auto error = [&](Errc code, const std::string& what) { return Status(code, "ZipArchive::open: '" + name + "': " + what); };
   const auto corrupt = [&](const std::string& what) { return error(Errc::corrupt, what); };
   constexpr std::size_t kEndBytes = 22;
-  constexpr std::uint64_t kEndMark = 0x06054b50, kEnd64Mark = 0x06064b50, kLocator64Mark = 0x07064b50, kEntryMark = 0x02014b50, kLocalMark = 0x04034b50;
+  constexpr std::uint64_t kEndMark = 0x06054b50, kEnd64Mark = 0x06064b50, kLocator64Mark = 0x07064b50, kEntryMark = 0x02014b50,
+                          kLocalMark = 0x04034b50;
   detail::LittleEndianReader in{bytes};
 
   // The end record is last, before a comment of at most 65535 bytes.
@@ -165,19 +166,22 @@ inline Result<ZipArchive> ZipArchive::open(std::span<const std::byte> bytes, std
       return error(Errc::unsupported, "entry '" + entry.name + "': compression method " + std::to_string(method) + ", expected 0 or 8");
     }
     const std::uint64_t local_name = in.at(local + 26, 2);
-    if (in.at(local, 4) != kLocalMark || !in.ok || local_name != name_bytes || local > start) return bad("no local header where it should be");
+    if (in.at(local, 4) != kLocalMark || !in.ok || local_name != name_bytes || local > start)
+      return bad("no local header where it should be");
     const std::uint64_t data = local + 30 + local_name + in.at(local + 28, 2);
     if (!in.ok || data > start || packed > start - data) return bad("its data lies outside of the file");
     if (as_text(bytes.subspan(static_cast<std::size_t>(local + 30), static_cast<std::size_t>(local_name))) != entry.name) {
       return bad("its local header has another name");
     }
     if (unpacked > static_cast<std::uint64_t>(limits.entry_bytes)) {
-      return error(Errc::unsupported, "entry '" + entry.name + "': " + std::to_string(unpacked) + " bytes, the limit is " + std::to_string(limits.entry_bytes));
+      return error(Errc::unsupported, "entry '" + entry.name + "': " + std::to_string(unpacked) + " bytes, the limit is " +
+                                          std::to_string(limits.entry_bytes));
     }
     if (method == 0 && packed != unpacked) return bad("stored, but of two sizes");
     if (method == 8 && unpacked / 1032 > packed) return bad("more bytes than deflate can make of so few");
     if (unpacked > (1u << 24) && unpacked / static_cast<std::uint64_t>(limits.ratio) > packed) {
-      return error(Errc::unsupported, "entry '" + entry.name + "': unpacks to more than " + std::to_string(limits.ratio) + " times its size");
+      return error(Errc::unsupported,
+                   "entry '" + entry.name + "': unpacks to more than " + std::to_string(limits.ratio) + " times its size");
     }
     ranges.emplace_back(local, data + packed);
     if (entry.name.back() == '/') continue;

@@ -40,11 +40,12 @@ inline constexpr int kMaxPanel = 32;
 /// The inner loops of one instruction set.
 struct GemmKernels {
   using Tile = void (*)(const float* a, std::int64_t stride, const float* panel, std::int64_t k, float* tile);
-  using Finish = void (*)(const float* tile, std::int64_t tile_stride, std::int64_t rows, std::int64_t cols, float* c, std::int64_t c_stride,
-                          const float* bias, const float* residual, std::int64_t residual_stride, Activation activation);
-  int rows;                                  // of the largest tile
-  int panel;                                 // columns of a tile
-  std::array<Tile, kMaxTileRows + 1> tile;   // tile[r] computes r rows, 1 <= r <= rows
+  using Finish = void (*)(const float* tile, std::int64_t tile_stride, std::int64_t rows, std::int64_t cols, float* c,
+                          std::int64_t c_stride, const float* bias, const float* residual, std::int64_t residual_stride,
+                          Activation activation);
+  int rows;                                 // of the largest tile
+  int panel;                                // columns of a tile
+  std::array<Tile, kMaxTileRows + 1> tile;  // tile[r] computes r rows, 1 <= r <= rows
   Finish finish;
 };
 
@@ -60,14 +61,7 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t step) noexcept 
 namespace norma::linalg {
 namespace detail {
 
-inline const GemmKernels& gemm_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kGemmKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kGemmKernels;
-#endif
-  (void)set;
-  return simd::generic::kGemmKernels;
-}
+inline const GemmKernels& gemm_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kGemmKernels); }
 
 }  // namespace detail
 
@@ -174,7 +168,8 @@ struct StoreTile {
   void operator()(std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, const float* tile, std::int64_t tile_stride,
                   int) const {
     const auto& residual = epilogue.residual;
-    kernels.finish(tile, tile_stride, rows, cols, c.data + row * c.stride + col, c.stride, epilogue.bias == nullptr ? nullptr : epilogue.bias + col,
+    kernels.finish(tile, tile_stride, rows, cols, c.data + row * c.stride + col, c.stride,
+                   epilogue.bias == nullptr ? nullptr : epilogue.bias + col,
                    residual.data == nullptr ? nullptr : residual.data + row * residual.stride + col, residual.stride, epilogue.activation);
   }
 };
@@ -208,24 +203,26 @@ constexpr std::int64_t split_rows(std::int64_t m, std::int64_t tile_rows, int wo
 /// Scratch of `gemm` and `gemm_tiles`: none, rows of a are read in place.
 constexpr std::size_t gemm_scratch_bytes(std::int64_t /*m*/, std::int64_t /*n*/, std::int64_t /*k*/, int /*workers*/) noexcept { return 0; }
 
-/// Calls `finish(row0, rows, col0, cols, const float* tile, tile_stride, worker)` for every finished tile of a * b^T: rows [row0, row0 + rows)
-/// and columns [col0, col0 + cols) of the product, tile[r * tile_stride + c]. tile_stride is b.panel(), the tile is 64-byte aligned and may be
-/// read up to column tile_stride (zero-padded rows of b give 0 there, or NaN for rows of a with NaN or infinity).
-/// One row's tiles come in ascending order of columns from one worker, so state per row needs no lock; different rows come concurrently.
+/// Calls `finish(row0, rows, col0, cols, const float* tile, tile_stride, worker)` for every finished tile of a * b^T: rows [row0, row0 +
+/// rows) and columns [col0, col0 + cols) of the product, tile[r * tile_stride + c]. tile_stride is b.panel(), the tile is 64-byte aligned
+/// and may be read up to column tile_stride (zero-padded rows of b give 0 there, or NaN for rows of a with NaN or infinity). One row's
+/// tiles come in ascending order of columns from one worker, so state per row needs no lock; different rows come concurrently.
 template <class Finish>
 void gemm_tiles(MatrixView<const float> a, const PackedMatrix& b, Parallel parallel, Arena& arena, Finish&& finish) {
   NORMA_EXPECTS(a.cols == b.k());
   (void)arena;
   const auto& kernels = detail::gemm_kernels(b.instructions());
   if (a.rows == 0) return;
-  parallel.run_ranges(a.rows, detail::split_rows(a.rows, kernels.rows, parallel.workers()), [&](std::int64_t first, std::int64_t last, int worker) {
-    detail::multiply_rows(kernels, {a.data + first * a.stride, a.stride}, first, last - first, b.data(), b.n(), b.k(), 0, b.panels(), worker,
-                          finish);
-  });
+  parallel.run_ranges(a.rows, detail::split_rows(a.rows, kernels.rows, parallel.workers()),
+                      [&](std::int64_t first, std::int64_t last, int worker) {
+                        detail::multiply_rows(kernels, {a.data + first * a.stride, a.stride}, first, last - first, b.data(), b.n(), b.k(),
+                                              0, b.panels(), worker, finish);
+                      });
 }
 
 /// c[m, n] = epilogue(a[m, k] * b^T). Any strides; m may be 0. c must not overlap a; it may be the residual.
-inline void gemm(MatrixView<const float> a, const PackedMatrix& b, MatrixView<float> c, const Epilogue& epilogue, Parallel parallel, Arena& arena) {
+inline void gemm(MatrixView<const float> a, const PackedMatrix& b, MatrixView<float> c, const Epilogue& epilogue, Parallel parallel,
+                 Arena& arena) {
   NORMA_EXPECTS(a.cols == b.k() && c.rows == a.rows && c.cols == b.n());
   NORMA_EXPECTS(epilogue.residual.empty() || (epilogue.residual.rows == c.rows && epilogue.residual.cols == c.cols));
   (void)arena;
@@ -238,8 +235,8 @@ inline void gemm(MatrixView<const float> a, const PackedMatrix& b, MatrixView<fl
   parallel.run(row_tasks * column_tasks, [&](std::int64_t task, int worker) {
     const std::int64_t first = task % row_tasks * split.rows;
     const std::int64_t panel = task / row_tasks * split.panels;
-    detail::multiply_rows(kernels, {a.data + first * a.stride, a.stride}, first, std::min(split.rows, a.rows - first), b.data(), b.n(), b.k(), panel,
-                          std::min(panel + split.panels, b.panels()), worker, finish);
+    detail::multiply_rows(kernels, {a.data + first * a.stride, a.stride}, first, std::min(split.rows, a.rows - first), b.data(), b.n(),
+                          b.k(), panel, std::min(panel + split.panels, b.panels()), worker, finish);
   });
 }
 

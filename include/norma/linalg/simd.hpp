@@ -56,6 +56,16 @@ inline InstructionSet instruction_set() noexcept {
 
 }  // namespace norma
 
+// The object `name` of `set`'s namespace: how run-time code reaches what an `.inl` file defines, usually a table of its functions.
+#if NORMA_X86_DISPATCH
+#define NORMA_SIMD_SELECT(set, name)                                      \
+  ((set) == ::norma::InstructionSet::avx512 ? ::norma::simd::avx512::name \
+   : (set) == ::norma::InstructionSet::avx2 ? ::norma::simd::avx2::name   \
+                                            : ::norma::simd::generic::name)
+#else
+#define NORMA_SIMD_SELECT(set, name) (static_cast<void>(set), ::norma::simd::generic::name)
+#endif
+
 #define NORMA_SIMD_FILE <norma/linalg/detail/simd.inl>
 #include <norma/linalg/detail/for_each_instruction_set.inl>
 #undef NORMA_SIMD_FILE

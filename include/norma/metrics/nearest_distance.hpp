@@ -43,6 +43,8 @@ class NearestDistance {
     friend constexpr bool operator==(const Settings&, const Settings&) = default;
   };
 
+  static std::string type_name(const Settings&) { return "nearest_distance<" + std::string(WeightT::name) + ">"; }
+
   explicit NearestDistance(const Settings& settings) : settings_(settings) {}
 
   static Status validate(const Settings& settings) {

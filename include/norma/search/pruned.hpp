@@ -347,15 +347,12 @@ struct PrunedSearch {
                            }
                          });
     };
-    // Measures what waits, most promising first, and draws the limit tighter.
+    // Measures what waits and draws the limit tighter.
     const auto measure = [&](std::int64_t q) {
       impl::Candidates& c = candidates[q];
       for (std::int64_t i = 0; i < c.count; ++i) {
-        const std::int64_t least = std::min_element(c.lower + i, c.lower + c.count) - c.lower;
-        std::swap(c.lower[i], c.lower[least]);
-        std::swap(c.row[i], c.row[least]);
-        if (!(c.lower[i] <= limit[q])) break;
-        if (std::find(c.best_row, c.best_row + c.found, c.row[i]) != c.best_row + c.found) continue;  // a seed, seen again
+        if (!(c.lower[i] <= limit[q])) continue;
+        if (c.row[i] % kSeedStep == 0 && std::find(c.best_row, c.best_row + c.found, c.row[i]) != c.best_row + c.found) continue;  // a seed, seen again
         const double worst = c.found == k ? c.best[k - 1] : std::numeric_limits<double>::infinity();
         ++counts[q];
         const double distance = kernels.squared_distance(queries.row(q).data(), index.bank.row(c.row[i]).data(), d, worst);

@@ -23,8 +23,8 @@ struct DecodeLimits {
 namespace detail {
 
 inline std::uint32_t big_endian_32(const std::byte* p) noexcept {
-  return std::to_integer<std::uint32_t>(p[0]) << 24 | std::to_integer<std::uint32_t>(p[1]) << 16 | std::to_integer<std::uint32_t>(p[2]) << 8 |
-         std::to_integer<std::uint32_t>(p[3]);
+  return std::to_integer<std::uint32_t>(p[0]) << 24 | std::to_integer<std::uint32_t>(p[1]) << 16 |
+         std::to_integer<std::uint32_t>(p[2]) << 8 | std::to_integer<std::uint32_t>(p[3]);
 }
 inline std::uint32_t little_endian(const std::byte* p, int bytes) noexcept {
   std::uint32_t value = 0;
@@ -38,16 +38,19 @@ inline Status bad_image(Errc code, std::string_view name, std::string what) {
 
 inline Status check_limits(std::int64_t width, std::int64_t height, std::string_view name, const DecodeLimits& limits) {
   if (width <= 0 || height <= 0) {
-    return bad_image(Errc::corrupt, name, "expected a positive size, found " + std::to_string(width) + " x " + std::to_string(height) + " pixels");
+    return bad_image(Errc::corrupt, name,
+                     "expected a positive size, found " + std::to_string(width) + " x " + std::to_string(height) + " pixels");
   }
   const std::int64_t max_side = limits.max_side < kMaxImageSide ? limits.max_side : kMaxImageSide;
   if (width > max_side || height > max_side) {
-    return bad_image(Errc::unsupported, name, "expected sides up to " + std::to_string(max_side) + " pixels, found " + std::to_string(width) +
-                                                  " x " + std::to_string(height));
+    return bad_image(
+        Errc::unsupported, name,
+        "expected sides up to " + std::to_string(max_side) + " pixels, found " + std::to_string(width) + " x " + std::to_string(height));
   }
   if (width * height > limits.max_pixels) {
-    return bad_image(Errc::unsupported, name, "expected up to " + std::to_string(limits.max_pixels) + " pixels, found " +
-                                                  std::to_string(width) + " x " + std::to_string(height));
+    return bad_image(
+        Errc::unsupported, name,
+        "expected up to " + std::to_string(limits.max_pixels) + " pixels, found " + std::to_string(width) + " x " + std::to_string(height));
   }
   return {};
 }

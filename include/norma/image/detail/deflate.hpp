@@ -1,6 +1,6 @@
 /// \file
-/// Compression into a zlib stream (RFC 1950, 1951) for PNG: one probe of a hash table a position, greedy matches, Huffman codes made for each
-/// block. Counterpart of io/inflate.hpp.
+/// Compression into a zlib stream (RFC 1950, 1951) for PNG: one probe of a hash table a position, greedy matches, Huffman codes made for
+/// each block. Counterpart of io/inflate.hpp.
 #pragma once
 
 #include <algorithm>

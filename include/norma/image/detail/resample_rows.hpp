@@ -23,7 +23,14 @@ namespace norma {
 
 /// How an image changes its size. `pillow_*` are Pillow's resizers (anti-aliased except nearest), `opencv_*` are OpenCV's (two taps,
 /// no anti-aliasing). Nearest differs too: Pillow takes floor((i + 0.5) * in / out), OpenCV floor(i * in / out).
-enum class Interpolation : std::uint8_t { pillow_nearest, pillow_bilinear, pillow_bicubic, pillow_lanczos, opencv_nearest, opencv_bilinear };
+enum class Interpolation : std::uint8_t {
+  pillow_nearest,
+  pillow_bilinear,
+  pillow_bicubic,
+  pillow_lanczos,
+  opencv_nearest,
+  opencv_bilinear
+};
 
 namespace image::detail {
 
@@ -302,8 +309,8 @@ NORMA_TARGET_AVX2 inline void pillow_horizontal_colour_avx2(const std::uint8_t* 
     __m256i high = _mm256_setzero_si256();
     __m256i low = _mm256_setzero_si256();
     for (std::int64_t g = 0; g < steps; ++g) {
-      const __m256i samples =
-          _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel + g * 4 * kStep))), gather);
+      const __m256i samples = _mm256_shuffle_epi8(
+          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel + g * 4 * kStep))), gather);
       const __m256i w = _mm256_castsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(weight + 8 * g)));
       high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_permutevar8x32_epi32(w, high_pairs)));
       low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_permutevar8x32_epi32(w, low_pairs)));
@@ -352,8 +359,10 @@ struct PillowPasses {
                          [[maybe_unused]] const PackedWeights& packed, Row* out) noexcept {
 #if NORMA_X86_DISPATCH
     if (__builtin_cpu_supports("avx2")) {
-      if constexpr (kChannels == 1) return pillow_horizontal_gray_avx2(in, end, axis, packed, out);
-      else return pillow_horizontal_colour_avx2<kStep>(in, end, axis, packed, out);
+      if constexpr (kChannels == 1)
+        return pillow_horizontal_gray_avx2(in, end, axis, packed, out);
+      else
+        return pillow_horizontal_colour_avx2<kStep>(in, end, axis, packed, out);
     }
 #endif
     for (std::int64_t i = 0; i < axis.size; ++i) pillow_output<kChannels, kStep>(in, axis, i, out);
@@ -386,15 +395,13 @@ struct OpenCvPasses {
     const Row* b = rows[count - 1];
     const std::int32_t wa = weight[0];
     const std::int32_t wb = count == 2 ? weight[1] : 0;
-    for (std::int64_t x = 0; x < n; ++x) {
-      out[x] = clip_8_bits((((a[x] * wa) >> 16) + ((b[x] * wb) >> 16) + 2) >> 2);
-    }
+    for (std::int64_t x = 0; x < n; ++x) { out[x] = clip_8_bits((((a[x] * wa) >> 16) + ((b[x] * wb) >> 16) + 2) >> 2); }
   }
 };
 
 /// What `resample_rows` works with besides the two axes.
 struct RowScratch {
-  std::byte* ring = nullptr;       // [ring_rows, row_bytes]
+  std::byte* ring = nullptr;  // [ring_rows, row_bytes]
   std::int64_t ring_rows = 0;
   std::int64_t row_bytes = 0;
   const void** rows = nullptr;     // [ring_rows]
@@ -438,7 +445,8 @@ inline const std::uint8_t* readable_row(const ImageView& frame, std::int64_t y, 
 }
 
 template <class Passes, class Sink>
-void resample_filtered(const ImageView& frame, const AxisTaps& horizontal, const AxisTaps& vertical, const RowScratch& scratch, Sink& sink) {
+void resample_filtered(const ImageView& frame, const AxisTaps& horizontal, const AxisTaps& vertical, const RowScratch& scratch,
+                       Sink& sink) {
   using Row = typename Passes::Row;
   const std::int64_t step = bytes_per_pixel(frame.format) == 2 ? 1 : bytes_per_pixel(frame.format);
   const std::int64_t channels = colour_channels(frame.format);

@@ -26,7 +26,8 @@ NORMA_SIMD_TARGET inline void tile_of(std::index_sequence<R...>, const float* NO
      ...);
     ((R % 3 == 0 ? void(++base[R]) : void()), ...);
   }
-  ((store(tile + static_cast<std::int64_t>(R) * kPanel, left[R]), store(tile + static_cast<std::int64_t>(R) * kPanel + kWidth, right[R])), ...);
+  ((store(tile + static_cast<std::int64_t>(R) * kPanel, left[R]), store(tile + static_cast<std::int64_t>(R) * kPanel + kWidth, right[R])),
+   ...);
 }
 template <std::size_t Rows>
 NORMA_SIMD_TARGET inline void tile_kernel(const float* a, std::int64_t stride, const float* panel, std::int64_t k, float* tile) {

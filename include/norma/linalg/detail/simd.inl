@@ -24,15 +24,6 @@ NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void prefetch(const float* p) {
   (void)p;
 #endif
 }
-// `count` floats, also fewer than a vector. The ranges do not overlap.
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void copy(float* NORMA_RESTRICT to, const float* NORMA_RESTRICT from, std::int64_t count) {
-  if (count < kWidth) {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
-    return;
-  }
-  for (std::int64_t i = 0; i < count - kWidth; i += kWidth) store(to + i, load(from + i));
-  store(to + count - kWidth, load(from + count - kWidth));
-}
 // x - 0 is x for every x, also for -0.
 NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE Vec broadcast(float x) { return x - Vec{}; }
 // The first `count` lanes, zero behind them; 0 < count < kWidth.

@@ -30,14 +30,7 @@ struct AttentionKernels {
 namespace norma::nn {
 namespace detail {
 
-inline const AttentionKernels& attention_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kAttentionKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kAttentionKernels;
-#endif
-  (void)set;
-  return simd::generic::kAttentionKernels;
-}
+inline const AttentionKernels& attention_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kAttentionKernels); }
 
 // Queries of a task: multiples of the tile heights 6 and 14; fewer where a task holds the scores of all heads.
 inline constexpr std::int64_t kAttentionRows = 42;
@@ -46,12 +39,13 @@ inline constexpr std::int64_t kMixedAttentionRows = 14;
 }  // namespace detail
 
 /// y[r] = (x[r] - mean) / sqrt(variance + eps) * gamma + beta, mean and (population) variance over the row. y may be x.
-inline void layer_norm(MatrixView<const float> x, const float* gamma, const float* beta, float eps, MatrixView<float> y, Parallel parallel = {},
-                       InstructionSet set = instruction_set()) {
+inline void layer_norm(MatrixView<const float> x, const float* gamma, const float* beta, float eps, MatrixView<float> y,
+                       Parallel parallel = {}, InstructionSet set = instruction_set()) {
   NORMA_EXPECTS(x.rows == y.rows && x.cols == y.cols);
   const auto& kernels = detail::attention_kernels(set);
   parallel.run_ranges(x.rows, 16, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t r = first; r < last; ++r) kernels.layer_norm_row(x.data + r * x.stride, gamma, beta, eps, y.data + r * y.stride, x.cols);
+    for (std::int64_t r = first; r < last; ++r)
+      kernels.layer_norm_row(x.data + r * x.stride, gamma, beta, eps, y.data + r * y.stride, x.cols);
   });
 }
 
@@ -81,7 +75,9 @@ struct AttentionScratch {
   }
 
  private:
-  static constexpr std::int64_t padded(std::int64_t count) noexcept { return static_cast<std::int64_t>(arena_bytes<float>(count) / sizeof(float)); }
+  static constexpr std::int64_t padded(std::int64_t count) noexcept {
+    return static_cast<std::int64_t>(arena_bytes<float>(count) / sizeof(float));
+  }
 };
 
 /// The second and third part of each row of qkv in panels: keys as [tokens, dim] and values as [dim, tokens] operands, head by head.
@@ -117,8 +113,8 @@ struct HeadMix {
 };
 
 /// Tasks are blocks of queries; each task runs `task_heads` heads (all of them where they are mixed).
-inline void attend(MatrixView<const float> qkv, int heads, int task_heads, std::int64_t block_rows, const HeadMix& mix, MatrixView<float> out,
-                   Parallel parallel, Arena& arena, InstructionSet set) {
+inline void attend(MatrixView<const float> qkv, int heads, int task_heads, std::int64_t block_rows, const HeadMix& mix,
+                   MatrixView<float> out, Parallel parallel, Arena& arena, InstructionSet set) {
   const std::int64_t tokens = qkv.rows;
   const std::int64_t dim = out.cols / heads;
   NORMA_EXPECTS(qkv.cols == 3 * out.cols && dim * heads == out.cols && out.rows == tokens);
@@ -143,8 +139,8 @@ inline void attend(MatrixView<const float> qkv, int heads, int task_heads, std::
     for (std::int64_t h = 0; h < task_heads; ++h) {
       const std::int64_t head = first_head + h;
       const linalg::detail::StoreTile to_scores{product, {block + h * head_stride, rows, tokens, size.stride}, {}};
-      linalg::detail::multiply_rows(product, {qkv.data + first * qkv.stride + head * dim, qkv.stride}, 0, rows, keys + head * size.keys, tokens, dim, 0,
-                                    (tokens + panel - 1) / panel, worker, to_scores);
+      linalg::detail::multiply_rows(product, {qkv.data + first * qkv.stride + head * dim, qkv.stride}, 0, rows, keys + head * size.keys,
+                                    tokens, dim, 0, (tokens + panel - 1) / panel, worker, to_scores);
     }
     if (mix.logits != nullptr) {
       // The mix is linear, but its bias is not scaled: scale first.
@@ -194,17 +190,19 @@ inline void attention(MatrixView<const float> qkv, int heads, MatrixView<float> 
 
 /// Scratch of `talking_heads_attention`.
 constexpr std::size_t talking_heads_attention_scratch_bytes(std::int64_t tokens, std::int64_t channels, int heads, int workers) noexcept {
-  return detail::AttentionScratch(tokens, channels / heads, linalg::detail::kMaxPanel, detail::kMixedAttentionRows * heads).bytes(heads, workers);
+  return detail::AttentionScratch(tokens, channels / heads, linalg::detail::kMaxPanel, detail::kMixedAttentionRows * heads)
+      .bytes(heads, workers);
 }
 
 /// Attention whose scores are mixed over heads before the softmax and whose weights after it (Shazeer et al., arXiv 2003.02436; CaiT):
 /// s'[h] = logits_bias[h] + sum_g logits_mix[h, g] s[g], and likewise with the weights. Mixes are [heads, heads] as `torch.nn.Linear`
 /// holds them, biases [heads]. Precondition: heads <= kMaxMixedHeads.
 inline void talking_heads_attention(MatrixView<const float> qkv, int heads, const float* logits_mix, const float* logits_bias,
-                                    const float* weights_mix, const float* weights_bias, MatrixView<float> out, Parallel parallel, Arena& arena,
-                                    InstructionSet set = instruction_set()) {
+                                    const float* weights_mix, const float* weights_bias, MatrixView<float> out, Parallel parallel,
+                                    Arena& arena, InstructionSet set = instruction_set()) {
   NORMA_EXPECTS(heads <= kMaxMixedHeads);
-  detail::attend(qkv, heads, heads, detail::kMixedAttentionRows, {logits_mix, logits_bias, weights_mix, weights_bias}, out, parallel, arena, set);
+  detail::attend(qkv, heads, heads, detail::kMixedAttentionRows, {logits_mix, logits_bias, weights_mix, weights_bias}, out, parallel, arena,
+                 set);
 }
 
 }  // namespace norma::nn

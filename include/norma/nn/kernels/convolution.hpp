@@ -36,8 +36,8 @@ struct ConvolutionGeometry {
 constexpr Shape convolution_output(Shape in, const ConvolutionGeometry& g, std::int64_t out_channels) noexcept {
   const std::int64_t window_height = std::int64_t{g.dilation} * (g.kernel_height - 1) + 1;
   const std::int64_t window_width = std::int64_t{g.dilation} * (g.kernel_width - 1) + 1;
-  return {(in.height + g.pad_top + g.pad_bottom - window_height) / g.stride + 1, (in.width + g.pad_left + g.pad_right - window_width) / g.stride + 1,
-          out_channels};
+  return {(in.height + g.pad_top + g.pad_bottom - window_height) / g.stride + 1,
+          (in.width + g.pad_left + g.pad_right - window_width) / g.stride + 1, out_channels};
 }
 
 namespace detail {
@@ -54,9 +54,10 @@ constexpr ConvolutionAlgorithm convolution_algorithm(Shape in, std::int64_t out_
   if (g.groups == 1 && g.kernel_height == 1 && g.kernel_width == 1 && g.stride == 1 && !padded) return ConvolutionAlgorithm::pointwise;
   if (g.groups > 1 && g.groups == in.channels && g.groups == out_channels) return ConvolutionAlgorithm::depthwise;
   const bool square3 = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 && g.dilation == 1 && g.groups == 1;
-  const Shape out = convolution_output(in, g, out_channels);
-  // With few tiles the transformed weights, four times the plain ones, cost more to read than the saved products.
-  if (square3 && in.channels >= 16 && out_channels >= 16 && detail::winograd_tiles(out) >= 8) return ConvolutionAlgorithm::winograd;
+  // With few tiles the transformed weights, four times the plain ones, cost more to read from memory than the saved products.
+  const std::int64_t tiles = detail::winograd_tiles(convolution_output(in, g, out_channels));
+  const bool small_weights = in.channels * out_channels <= 256 * 256;
+  if (square3 && in.channels >= 16 && out_channels >= 16 && tiles >= (small_weights ? 4 : 8)) return ConvolutionAlgorithm::winograd;
   return ConvolutionAlgorithm::im2col;
 }
 
@@ -88,8 +89,6 @@ struct WinogradOutput {
 };
 
 struct ConvolutionKernels {
-  void (*gather_inside)(const float* from, std::int64_t step, std::int64_t line_stride, int lines, std::int64_t run, std::int64_t count, float* to,
-                        std::int64_t to_stride);
   void (*depthwise_row)(const DepthwiseRow& row);
   void (*winograd_input_tile)(const float* const* from, std::int64_t channels, float* to, std::int64_t point_stride);
   void (*winograd_output_tile)(const WinogradOutput& out, const float* m, std::int64_t point_stride);
@@ -105,14 +104,7 @@ struct ConvolutionKernels {
 namespace norma::nn {
 namespace detail {
 
-inline const ConvolutionKernels& convolution_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kConvolutionKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kConvolutionKernels;
-#endif
-  (void)set;
-  return simd::generic::kConvolutionKernels;
-}
+inline const ConvolutionKernels& convolution_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kConvolutionKernels); }
 
 /// Rows of windows that a task gathers at a time: a few hundred KiB; multiples of the tile heights 6 and 14.
 constexpr std::int64_t gathered_rows(std::int64_t k) noexcept { return k <= 1024 ? 84 : k <= 4096 ? 42 : 28; }
@@ -124,7 +116,8 @@ constexpr std::int64_t gathered_rows(std::int64_t k, std::int64_t rows, int work
   return (rows + tasks - 1) / tasks;
 }
 
-/// Tiles that are transformed together: their 36 x channels values stay in the second-level cache while the panels of the weights walk past.
+/// Tiles that are transformed together: their 36 x channels values stay in the second-level cache while the panels of the weights walk
+/// past.
 constexpr std::int64_t winograd_block(std::int64_t channels) noexcept {
   const std::int64_t tiles = 512 * 1024 / (36 * 4 * linalg::detail::scratch_stride(channels));
   return tiles < 16 ? 16 : tiles > 56 ? 56 : tiles;
@@ -172,7 +165,8 @@ class PackedConvolution {
     if (packed.algorithm_ == ConvolutionAlgorithm::depthwise) {
       packed.depthwise_ = Buffer<float>(taps * out_channels);
       for (std::int64_t c = 0; c < out_channels; ++c) {
-        for (std::int64_t tap = 0; tap < taps; ++tap) packed.depthwise_[tap * out_channels + c] = oihw[static_cast<std::size_t>(c * taps + tap)];
+        for (std::int64_t tap = 0; tap < taps; ++tap)
+          packed.depthwise_[tap * out_channels + c] = oihw[static_cast<std::size_t>(c * taps + tap)];
       }
       return packed;
     }
@@ -220,7 +214,9 @@ class PackedConvolution {
     return total;
   }
   /// The packed weights of one group (pointwise, im2col).
-  [[nodiscard]] const linalg::PackedMatrix& product(std::int64_t group) const noexcept { return products_[static_cast<std::size_t>(group)]; }
+  [[nodiscard]] const linalg::PackedMatrix& product(std::int64_t group) const noexcept {
+    return products_[static_cast<std::size_t>(group)];
+  }
   /// [taps, channels] (depthwise).
   [[nodiscard]] const float* depthwise() const noexcept { return depthwise_.data(); }
   /// [panels, 36, in channels, panel] (winograd).
@@ -272,8 +268,8 @@ namespace detail {
 
 /// Copies the windows of output positions [first, first + count) (counted over batch, height, width), channels [channel, channel +
 /// channels), as rows [kernel_height, kernel_width, channels] to `to`.
-inline void gather_windows(const ConvolutionKernels& kernels, TensorView<const float> x, const ConvolutionGeometry& g, Shape out, std::int64_t channel,
-                           std::int64_t channels, std::int64_t first, std::int64_t count, float* to, std::int64_t to_stride) {
+inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry& g, Shape out, std::int64_t channel, std::int64_t channels,
+                           std::int64_t first, std::int64_t count, float* to, std::int64_t to_stride) {
   const auto bytes = static_cast<std::size_t>(channels) * sizeof(float);
   const std::int64_t line_stride = x.width * x.channels;
   // Outputs of a line whose window lies inside the map horizontally; a window's line is then one piece of memory.
@@ -289,7 +285,12 @@ inline void gather_windows(const ConvolutionKernels& kernels, TensorView<const f
     if (pieces && top >= 0 && top + g.kernel_height <= x.height && ox >= first_inside && ox < last_inside) {
       const std::int64_t run = std::min(count - i, last_inside - ox);
       const float* corner = x.data + (image * x.height + top) * line_stride + left * x.channels;
-      kernels.gather_inside(corner, g.stride * x.channels, line_stride, g.kernel_height, g.kernel_width * channels, run, row, to_stride);
+      for (std::int64_t r = 0; r < run; ++r) {
+        for (std::int64_t ky = 0; ky < g.kernel_height; ++ky) {
+          std::memcpy(row + r * to_stride + ky * g.kernel_width * channels, corner + r * g.stride * x.channels + ky * line_stride,
+                      bytes * static_cast<std::size_t>(g.kernel_width));
+        }
+      }
       i += run;
       continue;
     }
@@ -389,8 +390,8 @@ inline void convolve_winograd(TensorView<const float> x, const PackedConvolution
 
 }  // namespace detail
 
-/// y = activation(convolution(x) + bias + residual). x [n, h, w, c], y [n, oh, ow, out_channels]; bias [out_channels] or null; residual of y's
-/// shape or empty (it may be y itself). y must not overlap x.
+/// y = activation(convolution(x) + bias + residual). x [n, h, w, c], y [n, oh, ow, out_channels]; bias [out_channels] or null; residual of
+/// y's shape or empty (it may be y itself). y must not overlap x.
 inline void convolution(TensorView<const float> x, const PackedConvolution& weights, TensorView<float> y, const float* bias,
                         TensorView<const float> residual, Activation activation, Parallel parallel, Arena& arena) {
   const ConvolutionGeometry& g = weights.geometry();
@@ -402,8 +403,8 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
   if (positions == 0) return;
 
   if (weights.algorithm() == ConvolutionAlgorithm::pointwise) {
-    linalg::gemm(x.patches(), weights.product(0), y.patches(), {bias, more != nullptr ? residual.patches() : MatrixView<const float>{}, activation},
-                 parallel, arena);
+    linalg::gemm(x.patches(), weights.product(0), y.patches(),
+                 {bias, more != nullptr ? residual.patches() : MatrixView<const float>{}, activation}, parallel, arena);
     return;
   }
   if (weights.algorithm() == ConvolutionAlgorithm::depthwise) {
@@ -412,8 +413,8 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
       for (std::int64_t line = first; line < last; ++line) {
         const std::int64_t oy = line % out.height;
         const std::int64_t offset = line * out.width * out.channels;
-        kernels.depthwise_row({x.image(line / out.height).data, x.height, x.width, x.channels, out.width, oy * g.stride - g.pad_top, g.pad_left,
-                               g.kernel_height, g.kernel_width, g.stride, g.dilation, weights.depthwise(), bias,
+        kernels.depthwise_row({x.image(line / out.height).data, x.height, x.width, x.channels, out.width, oy * g.stride - g.pad_top,
+                               g.pad_left, g.kernel_height, g.kernel_width, g.stride, g.dilation, weights.depthwise(), bias,
                                more == nullptr ? nullptr : more + offset, y.data + offset, activation});
       }
     });
@@ -425,7 +426,6 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
   }
 
   const auto& kernels = linalg::detail::gemm_kernels(weights.instructions());
-  const auto& convolution = detail::convolution_kernels(weights.instructions());
   const std::int64_t k = weights.product(0).k();
   const std::int64_t in_group = x.channels / g.groups;
   const std::int64_t out_group = out.channels / g.groups;
@@ -436,15 +436,16 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
   float* scratch = arena.take<float>(piece * parallel.workers());
   for (std::int64_t group = 0; group < g.groups; ++group) {
     const auto& product = weights.product(group);
-    const linalg::Epilogue epilogue{bias == nullptr ? nullptr : bias + group * out_group,
-                                    more == nullptr ? MatrixView<const float>{}
-                                                    : MatrixView<const float>{more + group * out_group, positions, out_group, out.channels},
-                                    activation};
+    const linalg::Epilogue epilogue{
+        bias == nullptr ? nullptr : bias + group * out_group,
+        more == nullptr ? MatrixView<const float>{} : MatrixView<const float>{more + group * out_group, positions, out_group, out.channels},
+        activation};
     const linalg::detail::StoreTile finish{kernels, {y.data + group * out_group, positions, out_group, out.channels}, epilogue};
     parallel.run_ranges(positions, grain, [&](std::int64_t first, std::int64_t last, int worker) {
       float* rows = scratch + worker * piece;
-      detail::gather_windows(convolution, x, g, out, group * in_group, in_group, first, last - first, rows, stride);
-      linalg::detail::multiply_rows(kernels, {rows, stride}, first, last - first, product.data(), product.n(), k, 0, product.panels(), worker, finish);
+      detail::gather_windows(x, g, out, group * in_group, in_group, first, last - first, rows, stride);
+      linalg::detail::multiply_rows(kernels, {rows, stride}, first, last - first, product.data(), product.n(), k, 0, product.panels(),
+                                    worker, finish);
     });
   }
 }
@@ -452,8 +453,8 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
 /// Output of a transposed convolution: kernel and stride as its forward twin has them, pads cut from its result. What PyTorch calls
 /// `output_padding` is subtracted from pad_bottom and pad_right (which may become negative).
 constexpr Shape transposed_convolution_output(Shape in, const ConvolutionGeometry& g, std::int64_t out_channels) noexcept {
-  return {(in.height - 1) * g.stride + g.kernel_height - g.pad_top - g.pad_bottom, (in.width - 1) * g.stride + g.kernel_width - g.pad_left - g.pad_right,
-          out_channels};
+  return {(in.height - 1) * g.stride + g.kernel_height - g.pad_top - g.pad_bottom,
+          (in.width - 1) * g.stride + g.kernel_width - g.pad_left - g.pad_right, out_channels};
 }
 
 namespace detail {
@@ -479,10 +480,11 @@ class PackedTransposedConvolution {
  public:
   PackedTransposedConvolution() noexcept = default;
   /// `iohw` is [in.channels, out_channels, kernel_height, kernel_width], as weight files have it. Allocates. `set` is for tests.
-  static PackedTransposedConvolution pack(std::span<const float> iohw, Shape in, std::int64_t out_channels, const ConvolutionGeometry& geometry,
-                                          InstructionSet set = instruction_set()) {
+  static PackedTransposedConvolution pack(std::span<const float> iohw, Shape in, std::int64_t out_channels,
+                                          const ConvolutionGeometry& geometry, InstructionSet set = instruction_set()) {
     const ConvolutionGeometry& g = geometry;
-    NORMA_EXPECTS(g.groups == 1 && g.dilation == 1 && g.kernel_height >= g.stride && g.kernel_width >= g.stride && g.pad_top >= 0 && g.pad_left >= 0);
+    NORMA_EXPECTS(g.groups == 1 && g.dilation == 1 && g.kernel_height >= g.stride && g.kernel_width >= g.stride && g.pad_top >= 0 &&
+                  g.pad_left >= 0);
     NORMA_EXPECTS(static_cast<std::int64_t>(iohw.size()) == in.channels * out_channels * g.kernel_height * g.kernel_width);
     PackedTransposedConvolution packed;
     packed.in_ = in;
@@ -536,22 +538,25 @@ class PackedTransposedConvolution {
 };
 
 /// Scratch of `convolution_transposed` for any batch.
-constexpr std::size_t convolution_transposed_scratch_bytes(Shape in, std::int64_t /*out_channels*/, const ConvolutionGeometry& g, int workers) noexcept {
+constexpr std::size_t convolution_transposed_scratch_bytes(Shape in, std::int64_t /*out_channels*/, const ConvolutionGeometry& g,
+                                                           int workers) noexcept {
   const std::int64_t k = detail::transposed_terms(in.channels, g);
   return static_cast<std::size_t>(workers) * arena_bytes<float>(detail::gathered_rows(k) * linalg::detail::scratch_stride(k));
 }
 
 /// y = activation(transposed convolution(x) + bias + residual): y[o, i stride + u - pad_top, ...] += w[c, o, u, v] x[c, i, ...].
 /// x [n, h, w, c], y [n, oh, ow, out_channels]; bias [out_channels] or null; residual of y's shape or empty (it may be y itself).
-inline void convolution_transposed(TensorView<const float> x, const PackedTransposedConvolution& weights, TensorView<float> y, const float* bias,
-                                   TensorView<const float> residual, Activation activation, Parallel parallel, Arena& arena) {
+inline void convolution_transposed(TensorView<const float> x, const PackedTransposedConvolution& weights, TensorView<float> y,
+                                   const float* bias, TensorView<const float> residual, Activation activation, Parallel parallel,
+                                   Arena& arena) {
   const ConvolutionGeometry& g = weights.geometry();
   NORMA_EXPECTS(x.channels == weights.input().channels && x.batch == y.batch);
   NORMA_EXPECTS(y.shape() == transposed_convolution_output(x.shape(), g, weights.out_channels()));
   NORMA_EXPECTS(residual.data == nullptr || (residual.shape() == y.shape() && residual.batch == y.batch));
   const auto& kernels = linalg::detail::gemm_kernels(weights.instructions());
   const std::int64_t most = detail::transposed_terms(x.channels, g);
-  const auto piece = static_cast<std::int64_t>(arena_bytes<float>(detail::gathered_rows(most) * linalg::detail::scratch_stride(most)) / sizeof(float));
+  const auto piece =
+      static_cast<std::int64_t>(arena_bytes<float>(detail::gathered_rows(most) * linalg::detail::scratch_stride(most)) / sizeof(float));
   const Arena::Scope scope(arena);
   float* scratch = arena.take<float>(piece * parallel.workers());
   const auto bytes = static_cast<std::size_t>(x.channels) * sizeof(float);
@@ -565,15 +570,16 @@ inline void convolution_transposed(TensorView<const float> x, const PackedTransp
       const std::int64_t width = (y.width - phase_x + g.stride - 1) / g.stride;
       const std::int64_t stride = linalg::detail::scratch_stride(product.k());
       // Outputs of a phase lie `stride` positions apart within a line: a tile is stored in pieces of lines.
-      const auto finish = [&](std::int64_t row, std::int64_t count, std::int64_t col, std::int64_t cols, const float* tile, std::int64_t tile_stride,
-                              int) {
+      const auto finish = [&](std::int64_t row, std::int64_t count, std::int64_t col, std::int64_t cols, const float* tile,
+                              std::int64_t tile_stride, int) {
         for (std::int64_t done = 0; done < count;) {
           const std::int64_t i = row + done;
           const std::int64_t run = std::min(count - done, width - i % width);
           const std::int64_t line = i / width % height * g.stride + phase_y;
           const std::int64_t at = ((i / (width * height) * y.height + line) * y.width + i % width * g.stride + phase_x) * y.channels + col;
-          kernels.finish(tile + done * tile_stride, tile_stride, run, cols, y.data + at, g.stride * y.channels, bias == nullptr ? nullptr : bias + col,
-                         residual.data == nullptr ? nullptr : residual.data + at, g.stride * y.channels, activation);
+          kernels.finish(tile + done * tile_stride, tile_stride, run, cols, y.data + at, g.stride * y.channels,
+                         bias == nullptr ? nullptr : bias + col, residual.data == nullptr ? nullptr : residual.data + at,
+                         g.stride * y.channels, activation);
           done += run;
         }
       };
@@ -596,8 +602,8 @@ inline void convolution_transposed(TensorView<const float> x, const PackedTransp
             }
           }
         }
-        linalg::detail::multiply_rows(kernels, {block, stride}, first, last - first, product.data(), product.n(), product.k(), 0, product.panels(),
-                                      worker, finish);
+        linalg::detail::multiply_rows(kernels, {block, stride}, first, last - first, product.data(), product.n(), product.k(), 0,
+                                      product.panels(), worker, finish);
       });
     }
   }

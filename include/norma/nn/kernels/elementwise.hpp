@@ -34,14 +34,7 @@ struct ElementwiseKernels {
 namespace norma::nn {
 namespace detail {
 
-inline const ElementwiseKernels& elementwise_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kElementwiseKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kElementwiseKernels;
-#endif
-  (void)set;
-  return simd::generic::kElementwiseKernels;
-}
+inline const ElementwiseKernels& elementwise_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kElementwiseKernels); }
 
 inline constexpr std::int64_t kElementwiseGrain = 16384;
 
@@ -72,8 +65,9 @@ inline void multiply(TensorView<const float> a, TensorView<const float> b, Tenso
                      InstructionSet set = instruction_set()) {
   NORMA_EXPECTS(a.count() == b.count() && a.count() == y.count());
   const auto& kernels = detail::elementwise_kernels(set);
-  parallel.run_ranges(a.count(), detail::kElementwiseGrain,
-                      [&](std::int64_t first, std::int64_t last, int) { kernels.multiply(a.data + first, b.data + first, y.data + first, last - first); });
+  parallel.run_ranges(a.count(), detail::kElementwiseGrain, [&](std::int64_t first, std::int64_t last, int) {
+    kernels.multiply(a.data + first, b.data + first, y.data + first, last - first);
+  });
 }
 
 /// y[n, i, j, c] = x[n, i, j, c] * gate[n, c] (squeeze-and-excitation); y may be x. gate is [n, 1, 1, c].
@@ -97,13 +91,15 @@ inline void scale_channels(TensorView<const float> x, const float* scale, const 
   NORMA_EXPECTS(x.count() == y.count());
   const auto& kernels = detail::elementwise_kernels(set);
   parallel.run_ranges(x.batch * x.height * x.width, 64, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t i = first; i < last; ++i) kernels.scale(x.data + i * x.channels, scale, shift, y.data + i * x.channels, x.channels, activation);
+    for (std::int64_t i = first; i < last; ++i)
+      kernels.scale(x.data + i * x.channels, scale, shift, y.data + i * x.channels, x.channels, activation);
   });
 }
 
 /// y = (x - mean) / sqrt(variance + eps), mean and (population) variance over the positions of each image and channel (instance
 /// normalisation without weights). Lines are summed in float, their sums in double. y may be x.
-inline void instance_norm(TensorView<const float> x, float eps, TensorView<float> y, Parallel parallel, InstructionSet set = instruction_set()) {
+inline void instance_norm(TensorView<const float> x, float eps, TensorView<float> y, Parallel parallel,
+                          InstructionSet set = instruction_set()) {
   NORMA_EXPECTS(x.count() == y.count());
   constexpr std::int64_t kBlock = 32;  // channels of a task
   const auto& kernels = detail::elementwise_kernels(set);
@@ -127,7 +123,8 @@ inline void instance_norm(TensorView<const float> x, float eps, TensorView<float
       total[c] = 0.0;
     }
     add_lines(mean);
-    for (std::int64_t c = 0; c < channels; ++c) factor[c] = static_cast<float>(1.0 / std::sqrt(total[c] / positions + static_cast<double>(eps)));
+    for (std::int64_t c = 0; c < channels; ++c)
+      factor[c] = static_cast<float>(1.0 / std::sqrt(total[c] / positions + static_cast<double>(eps)));
     kernels.normalise_positions(x.data + offset, x.height * x.width, x.channels, channels, mean, factor, y.data + offset);
   });
 }
@@ -139,7 +136,8 @@ inline void concat_channels(std::span<const TensorView<const float>> parts, Tens
     for (const auto& part : parts) {
       NORMA_EXPECTS(part.batch == y.batch && part.height == y.height && part.width == y.width && channel + part.channels <= y.channels);
       for (std::int64_t i = first; i < last; ++i) {
-        std::memcpy(y.data + i * y.channels + channel, part.data + i * part.channels, static_cast<std::size_t>(part.channels) * sizeof(float));
+        std::memcpy(y.data + i * y.channels + channel, part.data + i * part.channels,
+                    static_cast<std::size_t>(part.channels) * sizeof(float));
       }
       channel += part.channels;
     }
@@ -199,8 +197,8 @@ inline void upsample_bilinear(TensorView<const float> x, AlignCorners align, Ten
       const float* lower = image + sy.high * x.width * x.channels;
       for (std::int64_t ox = 0; ox < y.width; ++ox) {
         const auto sx = detail::linear_source(ox, y.width, x.width, align);
-        kernels.blend(upper + sx.low * x.channels, upper + sx.high * x.channels, lower + sx.low * x.channels, lower + sx.high * x.channels, sx.weight,
-                      sy.weight, y.data + (line * y.width + ox) * y.channels, y.channels);
+        kernels.blend(upper + sx.low * x.channels, upper + sx.high * x.channels, lower + sx.low * x.channels, lower + sx.high * x.channels,
+                      sx.weight, sy.weight, y.data + (line * y.width + ox) * y.channels, y.channels);
       }
     }
   });

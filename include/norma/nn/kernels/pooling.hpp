@@ -63,14 +63,7 @@ struct PoolingKernels {
 namespace norma::nn {
 namespace detail {
 
-inline const PoolingKernels& pooling_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kPoolingKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kPoolingKernels;
-#endif
-  (void)set;
-  return simd::generic::kPoolingKernels;
-}
+inline const PoolingKernels& pooling_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kPoolingKernels); }
 
 /// [first, last) of an input axis.
 struct Range {
@@ -133,13 +126,15 @@ inline void average_pool(TensorView<const float> x, const PoolingGeometry& g, Pa
 }
 
 /// y [n, oh, ow, c] = means of the regions [floor(i h / oh), ceil((i + 1) h / oh)) and likewise in x, PyTorch's adaptive pooling.
-inline void adaptive_average_pool(TensorView<const float> x, TensorView<float> y, Parallel parallel, InstructionSet set = instruction_set()) {
+inline void adaptive_average_pool(TensorView<const float> x, TensorView<float> y, Parallel parallel,
+                                  InstructionSet set = instruction_set()) {
   const auto& kernels = detail::pooling_kernels(set);
   const auto region = [](std::int64_t i, std::int64_t out, std::int64_t length) {
     return detail::Range{i * length / out, ((i + 1) * length + out - 1) / out};
   };
   detail::for_each_window(
-      x, y, [&](std::int64_t oy) { return region(oy, y.height, x.height); }, [&](std::int64_t ox) { return region(ox, y.width, x.width); }, parallel,
+      x, y, [&](std::int64_t oy) { return region(oy, y.height, x.height); }, [&](std::int64_t ox) { return region(ox, y.width, x.width); },
+      parallel,
       [&](const detail::Window& window, std::int64_t, std::int64_t, float* to) {
         kernels.sum_of_window(window, x.channels, 1.0f / static_cast<float>(window.height * window.width), to);
       });

@@ -15,6 +15,9 @@ struct SearchKernels {
   double (*squared_distance)(const float* a, const float* b, std::int64_t count, double limit);
 };
 
+inline constexpr double kRoundingUnit = 0x1p-24;  // of float
+inline constexpr double kLargest = 0x1p126;       // sums below it have not overflowed in float
+
 }  // namespace norma::search::detail
 
 #define NORMA_SIMD_FILE <norma/search/detail/search_kernels.inl>
@@ -31,8 +34,6 @@ inline const SearchKernels& search_kernels(InstructionSet set) noexcept {
   (void)set;
   return simd::generic::kSearchKernels;
 }
-
-inline constexpr double kRoundingUnit = 0x1p-24;  // of float
 
 /// What turns a product a * b in float into a proven lower bound of |a - b|^2 less what depends on a alone:
 /// low - 2 product - slack |a|.

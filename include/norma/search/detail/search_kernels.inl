@@ -62,18 +62,41 @@ NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE double sum_of_squares(const float* a, cons
   return sum;
 }
 
-// sum (a - b)^2 in double. A pair that is farther apart than `limit` may come back as any number above it: most of it is then never read.
-NORMA_SIMD_TARGET inline double squared_distance(const float* a, const float* b, std::int64_t count, double limit) {
-  constexpr std::int64_t kPiece = 128;
-  double sum = 0.0;
+// A lower bound of sum (a - b)^2, from float arithmetic. It stops early above `limit`. Infinity where float overflows.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE float rough_squares(const float* a, const float* b, std::int64_t count, float limit) {
+  constexpr std::int64_t kPiece = 256;
+  Vec sum{};
   std::int64_t i = 0;
   for (; i + kPiece <= count; i += kPiece) {
-    sum += sum_of_squares(a, b, i, kPiece);
-    if (sum > limit) return sum;
+    Vec other{};
+    for (std::int64_t j = i; j < i + kPiece; j += 2 * kWidth) {
+      const Vec d0 = load(a + j) - load(b + j), d1 = load(a + j + kWidth) - load(b + j + kWidth);
+      sum += d0 * d0;
+      other += d1 * d1;
+    }
+    sum += other;
+    if (sum_of_lanes(sum) > limit) return sum_of_lanes(sum);
   }
-  const std::int64_t whole = (count - i) / kWidth * kWidth;
-  sum += sum_of_squares(a, b, i, whole);
-  for (i += whole; i < count; ++i) {
+  for (; i + kWidth <= count; i += kWidth) {
+    const Vec difference = load(a + i) - load(b + i);
+    sum += difference * difference;
+  }
+  float total = sum_of_lanes(sum);
+  for (; i < count; ++i) total += (a[i] - b[i]) * (a[i] - b[i]);
+  return total;
+}
+
+// sum (a - b)^2 in double. A pair that is farther apart than `limit` may come back as any number above it.
+NORMA_SIMD_TARGET inline double squared_distance(const float* a, const float* b, std::int64_t count, double limit) {
+  // Differences, squares and at most `count` additions of what is not negative round down by (count + 3) units at most.
+  const double room = 1.0 + 2.0 * static_cast<double>(count + 4) * search::detail::kRoundingUnit;
+  if (limit * room < search::detail::kLargest) {
+    const double rough = static_cast<double>(rough_squares(a, b, count, static_cast<float>(limit * room)));
+    if (rough > limit * room && rough < search::detail::kLargest) return rough;
+  }
+  const std::int64_t whole = count / kWidth * kWidth;
+  double sum = sum_of_squares(a, b, 0, whole);
+  for (std::int64_t i = whole; i < count; ++i) {
     const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
     sum += difference * difference;
   }

@@ -2,7 +2,8 @@
 namespace norma::simd::NORMA_SIMD {
 
 // y = (x - mean) / sqrt(variance + eps) * gamma + beta over one row. Two passes over the row, so the variance loses nothing.
-NORMA_SIMD_TARGET inline void layer_norm_row(const float* x, const float* gamma, const float* beta, float eps, float* y, std::int64_t count) {
+NORMA_SIMD_TARGET inline void layer_norm_row(const float* x, const float* gamma, const float* beta, float eps, float* y,
+                                             std::int64_t count) {
   Vec sum{};
   std::int64_t i = 0;
   for (; i + kWidth <= count; i += kWidth) sum += load(x + i);
@@ -47,7 +48,8 @@ NORMA_SIMD_TARGET inline void softmax_row(float* s, std::int64_t count, float sc
 }
 
 // s[h, i] = bias[h] + sum over g of mix[h, g] s[g, i] for i < count, in place; heads lie head_stride apart, at most kMaxMixedHeads of them.
-NORMA_SIMD_TARGET inline void mix_heads_row(float* s, std::int64_t head_stride, std::int64_t count, int heads, const float* mix, const float* bias) {
+NORMA_SIMD_TARGET inline void mix_heads_row(float* s, std::int64_t head_stride, std::int64_t count, int heads, const float* mix,
+                                            const float* bias) {
   Vec in[nn::kMaxMixedHeads];
   for (std::int64_t i = 0; i < count; i += kWidth) {
     const std::int64_t left = count - i;

@@ -1,13 +1,6 @@
-// Direct convolution of single channels, and the transforms of Winograd's algorithm. See linalg/detail/for_each_instruction_set.inl for the macros.
+// Direct convolution of single channels, and the transforms of Winograd's algorithm. See linalg/detail/for_each_instruction_set.inl for the
+// macros.
 namespace norma::simd::NORMA_SIMD {
-
-// Copies the windows of `count` neighbouring outputs, all inside the map, as rows of `lines` pieces of `run` floats.
-NORMA_SIMD_TARGET inline void gather_inside(const float* from, std::int64_t step, std::int64_t line_stride, int lines, std::int64_t run,
-                                            std::int64_t count, float* to, std::int64_t to_stride) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    for (int line = 0; line < lines; ++line) copy(to + i * to_stride + line * run, from + i * step + line * line_stride, run);
-  }
-}
 
 // One output position of a depthwise convolution, any window: y[c] = activation(sum over the taps inside the map + bias + residual).
 // `weights` is [taps, channels].
@@ -45,8 +38,8 @@ NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_column(Vec x, const Vec (&w
   if constexpr (J >= 3 * Stride && J < 3 * Stride + Kernel) s3 += x * w[J - 3 * Stride];
 }
 template <int Kernel, int Stride, int... J>
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_line(std::integer_sequence<int, J...>, const float* x, std::int64_t channels, const Vec (&w)[Kernel],
-                                                          Vec& s0, Vec& s1, Vec& s2, Vec& s3) {
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_line(std::integer_sequence<int, J...>, const float* x, std::int64_t channels,
+                                                          const Vec (&w)[Kernel], Vec& s0, Vec& s1, Vec& s2, Vec& s3) {
   (depthwise_column<Kernel, Stride, J>(load(x + J * channels), w, s0, s1, s2, s3), ...);
 }
 template <int... K>
@@ -73,8 +66,8 @@ NORMA_SIMD_TARGET inline std::int64_t depthwise_four(const nn::detail::Depthwise
     for (std::int64_t ky = first_line; ky < last_line; ++ky) {
       Vec w[Kernel];
       load_taps(std::make_integer_sequence<int, Kernel>{}, r.weights + ky * Kernel * r.channels + c, r.channels, w);
-      depthwise_line<Kernel, Stride>(std::make_integer_sequence<int, 3 * Stride + Kernel>{}, r.x + ((r.top + ky) * r.width + left) * r.channels + c,
-                                     r.channels, w, s0, s1, s2, s3);
+      depthwise_line<Kernel, Stride>(std::make_integer_sequence<int, 3 * Stride + Kernel>{},
+                                     r.x + ((r.top + ky) * r.width + left) * r.channels + c, r.channels, w, s0, s1, s2, s3);
     }
     const Vec shift = r.bias != nullptr ? load(r.bias + c) : Vec{};
     const std::int64_t at = ox * r.channels + c;
@@ -130,7 +123,8 @@ NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void winograd_input(Vec d0, Vec d1, Vec d2
   r.v[5] = d1 + (d5 - 2.5f * d3);
 }
 // A^T m
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void winograd_output(Vec m0, Vec m1, Vec m2, Vec m3, Vec m4, Vec m5, Vec& r0, Vec& r1, Vec& r2, Vec& r3) {
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void winograd_output(Vec m0, Vec m1, Vec m2, Vec m3, Vec m4, Vec m5, Vec& r0, Vec& r1, Vec& r2,
+                                                           Vec& r3) {
   const Vec s = m1 + m2, d = m1 - m2, t = m3 + m4, e = m3 - m4;
   r0 = m0 + s + t;
   r1 = kRootHalf * d + kRoot2 * e;
@@ -151,7 +145,8 @@ NORMA_SIMD_TARGET inline void winograd_input_tile(const float* const* from, std:
     } else {
       for (int j = 0; j < 6; ++j) {
         winograd_input(load_part(from[j] + c, count), load_part(from[6 + j] + c, count), load_part(from[12 + j] + c, count),
-                       load_part(from[18 + j] + c, count), load_part(from[24 + j] + c, count), load_part(from[30 + j] + c, count), columns[j]);
+                       load_part(from[18 + j] + c, count), load_part(from[24 + j] + c, count), load_part(from[30 + j] + c, count),
+                       columns[j]);
       }
     }
     // Whole vectors also at the end: rows of `to` have room for them.
@@ -171,13 +166,14 @@ NORMA_SIMD_TARGET inline void winograd_output_tile(const nn::detail::WinogradOut
     Vec columns[4][6];
     for (int j = 0; j < 6; ++j) {
       const float* p = m + j * point_stride + c;
-      winograd_output(load(p), load(p + 6 * point_stride), load(p + 12 * point_stride), load(p + 18 * point_stride), load(p + 24 * point_stride),
-                      load(p + 30 * point_stride), columns[0][j], columns[1][j], columns[2][j], columns[3][j]);
+      winograd_output(load(p), load(p + 6 * point_stride), load(p + 12 * point_stride), load(p + 18 * point_stride),
+                      load(p + 24 * point_stride), load(p + 30 * point_stride), columns[0][j], columns[1][j], columns[2][j], columns[3][j]);
     }
     const Vec shift = o.bias == nullptr ? Vec{} : whole ? load(o.bias + c) : load_part(o.bias + c, count);
     for (std::int64_t i = 0; i < o.height; ++i) {
       Vec row[4];
-      winograd_output(columns[i][0], columns[i][1], columns[i][2], columns[i][3], columns[i][4], columns[i][5], row[0], row[1], row[2], row[3]);
+      winograd_output(columns[i][0], columns[i][1], columns[i][2], columns[i][3], columns[i][4], columns[i][5], row[0], row[1], row[2],
+                      row[3]);
       for (std::int64_t j = 0; j < o.width; ++j) {
         const std::int64_t at = i * o.line_stride + j * o.position_stride + c;
         Vec x = row[j] + shift;
@@ -189,6 +185,6 @@ NORMA_SIMD_TARGET inline void winograd_output_tile(const nn::detail::WinogradOut
   }
 }
 
-inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&gather_inside, &depthwise_row, &winograd_input_tile, &winograd_output_tile};
+inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&depthwise_row, &winograd_input_tile, &winograd_output_tile};
 
 }  // namespace norma::simd::NORMA_SIMD

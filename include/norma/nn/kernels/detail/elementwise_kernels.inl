@@ -17,8 +17,8 @@ NORMA_SIMD_TARGET inline void multiply_range(const float* a, const float* b, flo
   if (i < count) store_part(y + i, load_part(a + i, count - i) * load_part(b + i, count - i), count - i);
 }
 // sums[c] = sum over positions of x[c], or of (x[c] - mean[c])^2 where there is a mean.
-NORMA_SIMD_TARGET inline void sum_positions(const float* x, std::int64_t positions, std::int64_t stride, std::int64_t channels, const float* mean,
-                                            float* sums) {
+NORMA_SIMD_TARGET inline void sum_positions(const float* x, std::int64_t positions, std::int64_t stride, std::int64_t channels,
+                                            const float* mean, float* sums) {
   for (std::int64_t c = 0; c < channels; c += kWidth) {
     const std::int64_t count = channels - c;
     const bool whole = count >= kWidth;
@@ -32,8 +32,8 @@ NORMA_SIMD_TARGET inline void sum_positions(const float* x, std::int64_t positio
   }
 }
 // y = (x - mean[c]) * factor[c]
-NORMA_SIMD_TARGET inline void normalise_positions(const float* x, std::int64_t positions, std::int64_t stride, std::int64_t channels, const float* mean,
-                                                  const float* factor, float* y) {
+NORMA_SIMD_TARGET inline void normalise_positions(const float* x, std::int64_t positions, std::int64_t stride, std::int64_t channels,
+                                                  const float* mean, const float* factor, float* y) {
   for (std::int64_t c = 0; c < channels; c += kWidth) {
     const std::int64_t count = channels - c;
     const bool whole = count >= kWidth;
@@ -73,7 +73,7 @@ NORMA_SIMD_TARGET inline void blend_range(const float* a, const float* b, const 
   }
 }
 
-inline constexpr nn::detail::ElementwiseKernels kElementwiseKernels{&activate_range, &add_range,      &multiply_range,     &scale_range,
-                                                                          &blend_range,    &sum_positions, &normalise_positions};
+inline constexpr nn::detail::ElementwiseKernels kElementwiseKernels{&activate_range, &add_range,     &multiply_range,     &scale_range,
+                                                                    &blend_range,    &sum_positions, &normalise_positions};
 
 }  // namespace norma::simd::NORMA_SIMD
