@@ -58,8 +58,13 @@ class Arguments {
   }
   std::string take_required(std::string_view name, std::string_view what) {
     auto value = take(name);
-    if (!value) throw Failure{kWrongUsage, "missing option --" + std::string(name) + " (" + std::string(what) + ")"};
-    return *value;
+    if (value) return *value;
+    for (const Option& option : options_) {  // misspelt rather than missing
+      if (!option.used && norma::backbones::detail::edit_distance(option.name, name) <= 2) {
+        throw Failure{kWrongUsage, "no option --" + option.name + ", did you mean --" + std::string(name) + "?"};
+      }
+    }
+    throw Failure{kWrongUsage, "missing option --" + std::string(name) + " (" + std::string(what) + ")"};
   }
   bool take_flag(std::string_view name) { return take(name).has_value(); }
   template <class T>
@@ -91,10 +96,10 @@ class Arguments {
         const std::size_t distance = norma::backbones::detail::edit_distance(option.name, candidate);
         if (distance < best) best = distance, nearest = candidate;
       }
-      throw Failure{kWrongUsage, "norma " + std::string(command) + " has no option --" + option.name +
+      throw Failure{kWrongUsage, std::string(command) + " has no option --" + option.name +
                                      (nearest.empty() ? "" : ", did you mean --" + nearest + "?") + " (norma " + std::string(command) + " --help lists them)"};
     }
-    if (!positional_.empty()) throw Failure{kWrongUsage, "norma " + std::string(command) + ": unexpected argument '" + positional_.front() + "'"};
+    if (!positional_.empty()) throw Failure{kWrongUsage, std::string(command) + ": unexpected argument '" + positional_.front() + "'"};
   }
   [[nodiscard]] bool has(std::string_view name) const {
     return std::any_of(options_.begin(), options_.end(), [&](const Option& o) { return o.name == name; });

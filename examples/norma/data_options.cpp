@@ -3,6 +3,8 @@
 #include <chrono>
 #include <filesystem>
 
+#include <unistd.h>
+
 #include <norma/data/folder.hpp>
 #include <norma/data/mvtec_ad.hpp>
 
@@ -27,13 +29,23 @@ data::Files good_images(const std::string& folder, const std::string& category) 
   return plain;
 }
 
-void require_writable(const std::string& path) {
+void require_writable(const std::string& path, const std::vector<std::string>& inputs) {
+  if (path.empty() || path == "-") throw Failure{kWrongUsage, "expected the name of a file to write, found '" + path + "'"};
   const std::filesystem::path parent = std::filesystem::path(path).parent_path();
   std::error_code ignored;
   if (!parent.empty() && !std::filesystem::is_directory(parent, ignored)) {
     throw Failure{kUnusable, "'" + path + "': the folder '" + parent.string() + "' does not exist"};
   }
   if (std::filesystem::is_directory(path, ignored)) throw Failure{kUnusable, "'" + path + "': is a folder, expected a file name"};
+  if (::access(parent.empty() ? "." : parent.c_str(), W_OK) != 0 && ::access(path.c_str(), W_OK) != 0) {
+    throw Failure{kUnusable, "'" + path + "': the folder cannot be written to"};
+  }
+  for (const std::string& input : inputs) {
+    if (std::filesystem::equivalent(path, input, ignored)) throw Failure{kWrongUsage, "'" + path + "' would be overwritten: it is read, too"};
+  }
+}
+void require_writable(const std::optional<std::string>& path, const std::vector<std::string>& inputs) {
+  if (path && *path != "-") require_writable(*path, inputs);
 }
 
 double timed_fit(AnyDetector& detector, const data::Files& source, const Common& common, Terminal& terminal, std::vector<SkippedImage>& skipped) {

@@ -42,8 +42,6 @@ Common take_common(Arguments& arguments) {
   return common;
 }
 
-namespace {
-
 std::string find_weights(const std::string& backbone) {
   const std::string file = backbone + ".safetensors";
   std::vector<std::string> places;
@@ -57,8 +55,6 @@ std::string find_weights(const std::string& backbone) {
   throw Failure{kUnusable, "no weights for " + backbone + ": give --weights FILE, or put " + file +
                                " into the folder that NORMA_WEIGHTS names, here, or in ./weights (norma convert makes it from a published checkpoint)"};
 }
-
-}  // namespace
 
 Recipe take_recipe(Arguments& arguments) {
   Recipe recipe;
@@ -91,7 +87,7 @@ AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
   if (!opened.ok() && opened.code() == Errc::corrupt) {
     throw Failure{kUnusable, opened.message() + " (norma reads .safetensors; norma convert makes one from a .pth, .pt or .whl)"};
   }
-  const io::Weights weights = require(std::move(opened));
+  const io::Weights weights = require_file(std::move(opened));
   auto detector = create(recipe.method, recipe.backbone, weights, recipe.settings);
   const bool layers_chosen = std::any_of(recipe.settings.begin(), recipe.settings.end(), [](const auto& s) { return s.first == "layers"; });
   if (!detector.ok() && detector.code() == Errc::not_found && recipe.method == "spade" && !layers_chosen) {
@@ -109,8 +105,9 @@ AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
       detector = std::move(shallower);
     }
   }
-  // A missing tensor is the file's fault, a missing layer or a value that cannot be the user's.
-  if (!detector.ok() && detector.code() == Errc::not_found && detector.message().find(recipe.weights_path) == std::string::npos) {
+  // A missing tensor is the file's fault; a missing layer, or a size that the network cannot have, the user's.
+  const bool about_values = detector.code() == Errc::not_found || detector.code() == Errc::shape_mismatch;
+  if (!detector.ok() && about_values && detector.message().find(recipe.weights_path) == std::string::npos) {
     throw Failure{kWrongUsage, detector.message()};
   }
   return require(std::move(detector));

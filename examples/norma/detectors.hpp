@@ -46,6 +46,8 @@ struct Recipe {
   std::vector<norma::SettingText> settings;
 };
 Recipe take_recipe(Arguments& arguments);
+/// BACKBONE.safetensors where weights usually lie.
+std::string find_weights(const std::string& backbone);
 /// Opens the weights and makes an empty detector. SPADE falls back to the deepest layer that the file holds, and says so.
 norma::AnyDetector make_detector(Recipe& recipe, Terminal& terminal);
 

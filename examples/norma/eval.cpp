@@ -93,6 +93,9 @@ int run_eval(Arguments arguments) {
   const Common common = take_common(arguments);
   const auto model = arguments.take("model");
   std::optional<Recipe> recipe;
+  if (!model && !arguments.has("method") && !arguments.has("backbone")) {
+    arguments.take_required("model", "a .norma file; or what fit takes: --method, --backbone, ...");
+  }
   if (!model) recipe = take_recipe(arguments);
   const std::string folder = arguments.take_required("data", "a data set in MVTec AD's layout");
   const std::string category = arguments.take("category").value_or("");
@@ -111,16 +114,17 @@ int run_eval(Arguments arguments) {
   Terminal terminal(common.quiet);
   const data::MvtecAd set = require(data::MvtecAd::open(folder, category, {.masks = data::Masks::optional}));
   if (set.test().empty()) throw Failure{kNotEnoughData, "'" + set.folder() + "': no test images, expected folders test/good and test/<kind of defect>"};
-  for (const auto& path : {report_path, csv, output, common.json}) {
-    if (path && *path != "-") require_writable(*path);
-  }
+  if (recipe && recipe->weights_path.empty()) recipe->weights_path = find_weights(recipe->backbone);
+  const std::vector<std::string> inputs{model ? *model : recipe->weights_path};
+  for (const auto& path : {report_path, csv, common.json}) require_writable(path, inputs);
+  if (output) require_writable(*output, inputs);
   for (const auto& path : {maps, overlays}) {
     if (path) make_folder(*path);
   }
 
   std::vector<SkippedImage> skipped;
   std::optional<double> fit_seconds;
-  AnyDetector detector = model ? require(open_model(*model, common.threads)) : make_detector(*recipe, terminal);
+  AnyDetector detector = model ? require_file(open_model(*model, common.threads)) : make_detector(*recipe, terminal);
   if (!model) {
     fit_seconds = timed_fit(detector, set.train(), common, terminal, skipped);
     if (output) require(detector.save(*output));

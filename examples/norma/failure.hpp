@@ -43,6 +43,12 @@ T require(norma::Result<T> result) {
   require(result.status());
   return *std::move(result);
 }
+/// The same for files: whatever is wrong with one (a folder in its place, an empty name), it cannot be used.
+template <class T>
+T require_file(norma::Result<T> result) {
+  if (result.code() == norma::Errc::invalid_argument) throw Failure{kUnusable, result.message()};
+  return require(std::move(result));
+}
 /// The same for names that the user typed (methods, backbones, settings): not finding them is wrong usage.
 inline void require_usage(const norma::Status& status) {
   if (!status.ok()) throw Failure{status.code() == norma::Errc::not_found ? kWrongUsage : exit_code(status.code()), status.message()};

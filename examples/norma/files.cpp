@@ -10,6 +10,7 @@
 #include <norma/nn/plan.hpp>
 
 #include "commands.hpp"
+#include "data_options.hpp"
 #include "detectors.hpp"
 
 namespace program {
@@ -121,7 +122,8 @@ int run_info(Arguments arguments) {
   const Common common = take_common(arguments);
   const auto positional = arguments.take_positional();
   arguments.finish("info");
-  if (positional.size() != 1) throw Failure{kWrongUsage, "norma info takes one file"};
+  require_writable(common.json, positional);
+  if (positional.size() != 1) throw Failure{kWrongUsage, "info takes one file, found " + std::to_string(positional.size())};
   const std::string& path = positional.front();
   std::string text = path + "\n";
   io::JsonWriter json(io::JsonLayout::pretty);
@@ -164,13 +166,15 @@ int run_convert(Arguments arguments) {
   if (const auto member = arguments.take("member")) options.member = *member;
   const auto positional = arguments.take_positional();
   arguments.finish("convert");
-  if (positional.size() != 2) throw Failure{kWrongUsage, "norma convert takes the checkpoint and the file to write"};
+  if (positional.size() != 2) throw Failure{kWrongUsage, "convert takes the checkpoint and the file to write, found " + std::to_string(positional.size()) + " arguments"};
+  require_writable(positional[1], {positional[0]});
+  require_writable(common.json, positional);
   std::optional<AnyNetwork> network;
   if (backbone) {
     network = require_usage(AnyNetwork::find(*backbone));
     options.metadata.emplace_back("architecture", *backbone);
   }
-  const io::ConvertReport done = require(io::convert_with_report(positional[0], positional[1], options));
+  const io::ConvertReport done = require_file(io::convert_with_report(positional[0], positional[1], options));
   const io::Weights result = require(io::Weights::open(positional[1]));
   if (network && !holds(result, *network, network->default_taps().back())) {
     throw Failure{kUnusable, "'" + positional[1] + "' was written, but does not hold the layers of " + *backbone + " (norma info shows what it holds)"};
@@ -211,11 +215,14 @@ int run_generate(Arguments arguments) {
   options.train = arguments.take_number<std::int64_t>("train", options.train);
   options.test_good = arguments.take_number<std::int64_t>("test-good", options.test_good);
   options.test_per_kind = arguments.take_number<std::int64_t>("test-per-kind", options.test_per_kind);
+  for (const std::int64_t count : {options.train, options.test_good, options.test_per_kind}) {
+    if (count > 1'000'000) throw Failure{kWrongUsage, "generate: expected at most 1000000 images of a kind, found " + std::to_string(count)};
+  }
   options.categories = split(arguments.take("categories"));
   options.textures = split(arguments.take("textures"));
   const auto positional = arguments.take_positional();
   arguments.finish("generate");
-  if (positional.size() != 1) throw Failure{kWrongUsage, "norma generate takes the folder to write to"};
+  if (positional.size() != 1) throw Failure{kWrongUsage, "generate takes the folder to write to, found " + std::to_string(positional.size()) + " arguments"};
   Terminal terminal(common.quiet);
   ThreadPool pool(common.threads);
   const data::Generated made = require(data::generate(positional.front(), options, terminal.observer(), pool.parallel()));
@@ -241,7 +248,7 @@ int run_list(Arguments arguments) {
   arguments.finish("list");
   const std::string what = positional.empty() ? (method.empty() ? "all" : "settings") : positional.front();
   if (positional.size() > 1 || (what != "all" && what != "methods" && what != "backbones" && what != "settings")) {
-    throw Failure{kWrongUsage, "norma list takes methods, backbones or settings"};
+    throw Failure{kWrongUsage, "list takes one of methods, backbones, settings"};
   }
   std::string text;
   io::JsonWriter json(io::JsonLayout::pretty);

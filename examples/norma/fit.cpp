@@ -25,7 +25,9 @@ int run_fit(Arguments arguments) {
   Terminal terminal(common.quiet);
   const data::Files source = good_images(folder, category);
   require(source.status());
-  require_writable(output);
+  if (recipe.weights_path.empty()) recipe.weights_path = find_weights(recipe.backbone);
+  require_writable(output, {recipe.weights_path});
+  require_writable(common.json, {recipe.weights_path});
   AnyDetector detector = make_detector(recipe, terminal);
   std::vector<SkippedImage> skipped;
   const double seconds = timed_fit(detector, source, common, terminal, skipped);

@@ -26,7 +26,10 @@ constexpr std::array<Command, 9> kCommands{{
 
 int dispatch(std::vector<std::string> words) {
   using program::Failure;
-  if (words.empty()) throw Failure{program::kWrongUsage, std::string(program::usage())};
+  if (words.empty()) {
+    std::fputs(std::string(program::usage()).c_str(), stderr);
+    return program::kWrongUsage;
+  }
   const std::string name = words.front();
   words.erase(words.begin());
   if (name == "--help" || name == "-h" || name == "help") {
@@ -60,7 +63,13 @@ int dispatch(std::vector<std::string> words) {
 int main(int argc, char** argv) {
   program::catch_interrupts();
   try {
-    return dispatch(std::vector<std::string>(argv + 1, argv + argc));
+    const int code = dispatch(std::vector<std::string>(argv + 1, argv + argc));
+    // A full disk behind standard output is a file that cannot be written, whatever the command found out.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      std::fputs("norma: standard output cannot be written to\n", stderr);
+      return program::kUnusable;
+    }
+    return code;
   } catch (const program::Failure& failure) {
     std::fprintf(stderr, "norma: %s\n", failure.message.c_str());
     return failure.code;

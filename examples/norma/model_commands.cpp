@@ -22,10 +22,11 @@ int run_calibrate(Arguments arguments) {
   arguments.finish("calibrate");
 
   Terminal terminal(common.quiet);
-  AnyDetector detector = require(open_model(model, common.threads));
+  AnyDetector detector = require_file(open_model(model, common.threads));
   const data::Folder source(normal);
   require(source.status());
   require_writable(output);
+  require_writable(common.json, {model, output});
   std::vector<SkippedImage> skipped;
   const Status status = calibrate(detector, source, options, {.threads = common.threads, .observer = terminal.observer(), .skipped = &skipped});
   for (const SkippedImage& image : skipped) terminal.warn("skipped: " + image.reason.message());
@@ -48,6 +49,8 @@ int run_selftest(Arguments arguments) {
   const std::string model = arguments.take_required("model", "a .norma file");
   const double tolerance = arguments.take_number<double>("tolerance", 1e-3);
   arguments.finish("selftest");
+  if (!(tolerance >= 0.0)) throw Failure{kWrongUsage, "option --tolerance: expected a number that is not negative, found " + field_text(tolerance)};
+  require_writable(common.json, {model});
 
   // Damage is the answer "no"; a file that is missing or something else cannot be asked at all.
   const Status status = [&]() -> Status {
@@ -57,6 +60,7 @@ int run_selftest(Arguments arguments) {
     return detector.self_test(tolerance);
   }();
   const bool no = status.code() == Errc::mismatch || status.code() == Errc::corrupt || status.code() == Errc::not_finite;
+  if (status.code() == Errc::invalid_argument) throw Failure{kUnusable, status.message()};
   if (!status.ok() && !no) require(status);
   if (common.json) {
     io::JsonWriter json(io::JsonLayout::pretty);

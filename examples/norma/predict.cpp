@@ -13,6 +13,7 @@
 #include <norma/io/tiff.hpp>
 
 #include "commands.hpp"
+#include "data_options.hpp"
 #include "detectors.hpp"
 
 namespace program {
@@ -83,14 +84,17 @@ int run_predict(Arguments arguments) {
   const bool fail_on_anomaly = arguments.take_flag("fail-on-anomaly");
   const std::vector<std::string> paths = arguments.take_positional();
   arguments.finish("predict");
-  if (paths.empty()) throw Failure{kWrongUsage, "norma predict: no images given"};
+  if (paths.empty()) throw Failure{kWrongUsage, "predict: no images given"};
 
   Terminal terminal(common.quiet);
-  const AnyDetector detector = require(open_model(model, common.threads));
+  const AnyDetector detector = require_file(open_model(model, common.threads));
   if (fail_on_anomaly && !detector.calibration()) {
     throw Failure{kNotEnoughData, "'" + model + "' has no threshold, so nothing can be called anomalous: run norma calibrate first"};
   }
   const std::vector<std::string> files = expand(paths);
+  std::vector<std::string> inputs = files;
+  inputs.push_back(model);
+  require_writable(jsonl, inputs);
   if (overlays) make_folder(*overlays);
   if (maps) make_folder(*maps);
 

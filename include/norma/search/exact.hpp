@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -272,18 +271,9 @@ struct ExactSearch {
     };
 
     linalg::gemm_tiles(MatrixView<const float>(centred, m, d, stride), index.packed, parallel, arena,
-                       [&](std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t cols, const float* tile, std::int64_t width, int) {
-                         const float* const low = index.low.data() + col0;
-                         const float* const slack = index.slack.data() + col0;
-                         std::uint32_t found = kernels.tile_candidates(tile, rows, width, low, slack, norm + row0, limit + row0);
-                         for (; found != 0; found &= found - 1) {
-                           const std::int64_t r = std::countr_zero(found);
-                           const std::int64_t q = row0 + r;
-                           for (std::int64_t c = 0; c < cols; ++c) {
-                             const float bound = low[c] - 2.0f * tile[r * width + c] - slack[c] * norm[q];
-                             if (bound <= limit[q]) add(q, bound, col0 + c);
-                           }
-                         }
+                       [&](std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t, const float* tile, std::int64_t width, int) {
+                         impl::visit_candidates(kernels, tile, rows, width, index.low.data() + col0, index.slack.data() + col0, norm + row0, limit + row0,
+                                                [&](std::int64_t r, std::int64_t c, float bound) { add(row0 + r, bound, col0 + c); });
                        });
 
     parallel.run_ranges(m, 16, [&](std::int64_t from, std::int64_t to, int) {

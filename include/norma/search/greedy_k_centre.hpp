@@ -6,12 +6,11 @@
 ///              alone, and a pick counts as long as it is ahead of every point outside, whose distances can only have shrunk. Then one
 ///              matrix product measures all points against the new centres. The picks are those of the plain loop with distances in
 ///              double: the product in float only excludes pairs by a proven bound.
-/// Cost:        2 n d flop a pick, near the speed of a matrix product; memory n (dims + 6) floats beside the points
+/// Cost:        2 n d flop a pick, near the speed of a matrix product; memory n (dims + 8) floats beside the points
 /// Determinism: ties go to the lowest row; the same picks for any number of threads
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -63,7 +62,7 @@ struct GreedyKCenter {
     SubsetSize size{};
     Projection projection = Projection::uniform;
     std::int64_t projection_dims = 128;  ///< 0: as many as Johnson and Lindenstrauss ask for at distortion 0.9
-    KCenterStart start = KCenterStart::approximate;
+    KCenterStart start = KCenterStart::first_row;
 
     template <class Self, class Visitor>
     static constexpr void visit(Self& self, Visitor&& visitor) {
@@ -255,21 +254,15 @@ struct GreedyKCenter {
       Buffer<std::byte> scratch(static_cast<std::int64_t>(linalg::gemm_scratch_bytes(points_.rows, centres, d, parallel_.workers())));
       Arena arena(scratch.span());
       linalg::gemm_tiles(points_, packed, parallel_, arena,
-                         [&](std::int64_t row0, std::int64_t tile_rows, std::int64_t col0, std::int64_t cols, const float* tile, std::int64_t width, int) {
-                           std::uint32_t found = kernels_.tile_candidates(tile, tile_rows, width, low.data() + col0, slack.data() + col0,
-                                                                          norm_.data() + row0, limit_.data() + row0);
-                           for (; found != 0; found &= found - 1) {
-                             const std::int64_t r = std::countr_zero(found);
-                             const std::int64_t row = row0 + r;
-                             for (std::int64_t c = 0; c < cols; ++c) {
-                               const float bound = low[col0 + c] - 2.0f * tile[r * width + c] - slack[col0 + c] * norm_[row];
-                               if (!(bound <= limit_[row])) continue;
-                               const double exact = distance(row, fresh_[static_cast<std::size_t>(col0 + c)], nearest_[row]);
-                               if (!(exact < nearest_[row])) continue;
-                               nearest_[row] = exact;
-                               limit_[row] = limit_of(row);
-                             }
-                           }
+                         [&](std::int64_t row0, std::int64_t rows_of_tile, std::int64_t col0, std::int64_t, const float* tile, std::int64_t width, int) {
+                           search::detail::visit_candidates(kernels_, tile, rows_of_tile, width, low.data() + col0, slack.data() + col0, norm_.data() + row0,
+                                                            limit_.data() + row0, [&](std::int64_t r, std::int64_t c, float) {
+                                                              const std::int64_t row = row0 + r;
+                                                              const double exact = distance(row, fresh_[static_cast<std::size_t>(col0 + c)], nearest_[row]);
+                                                              if (!(exact < nearest_[row])) return;
+                                                              nearest_[row] = exact;
+                                                              limit_[row] = limit_of(row);
+                                                            });
                          });
       fresh_.clear();
     }

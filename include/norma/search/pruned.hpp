@@ -14,11 +14,11 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -72,6 +72,16 @@ inline Matrix<double> principal_axes(const Matrix<float>& covariance, std::int64
     orthonormalise();
   }
   return axes;
+}
+
+/// Asks for the beginning of a row that will be read soon; the processor fetches the rest by itself.
+inline void prefetch_row(std::span<const float> row) noexcept {
+#if NORMA_HAS_VECTOR_EXTENSION
+  constexpr std::size_t kLine = 16, kLines = 16;
+  for (std::size_t i = 0; i < row.size() && i < kLine * kLines; i += kLine) __builtin_prefetch(row.data() + i);
+#else
+  (void)row;
+#endif
 }
 
 }  // namespace search::detail
@@ -333,24 +343,16 @@ struct PrunedSearch {
     // Calls add(query, bound, row) for every bound that is not above its query's limit.
     const auto walk = [&](const linalg::PackedMatrix& packed, const Buffer<float>& lows, const Buffer<float>& slacks, const auto& add) {
       linalg::gemm_tiles(MatrixView<const float>(shorts, m, width), packed, parallel, arena,
-                         [&](std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t cols, const float* tile, std::int64_t tile_width, int) {
-                           const float* const low = lows.data() + col0;
-                           const float* const slack = slacks.data() + col0;
-                           std::uint32_t found = kernels.tile_candidates(tile, rows, tile_width, low, slack, norm + row0, limit + row0);
-                           for (; found != 0; found &= found - 1) {
-                             const std::int64_t r = std::countr_zero(found);
-                             const std::int64_t q = row0 + r;
-                             for (std::int64_t c = 0; c < cols; ++c) {
-                               const float bound = low[c] - 2.0f * tile[r * tile_width + c] - slack[c] * norm[q];
-                               if (bound <= limit[q]) add(q, bound, col0 + c);
-                             }
-                           }
+                         [&](std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t, const float* tile, std::int64_t tile_width, int) {
+                           impl::visit_candidates(kernels, tile, rows, tile_width, lows.data() + col0, slacks.data() + col0, norm + row0, limit + row0,
+                                                  [&](std::int64_t r, std::int64_t c, float bound) { add(row0 + r, bound, col0 + c); });
                          });
     };
     // Measures what waits and draws the limit tighter.
     const auto measure = [&](std::int64_t q) {
       impl::Candidates& c = candidates[q];
       for (std::int64_t i = 0; i < c.count; ++i) {
+        if (i + 1 < c.count) impl::prefetch_row(index.bank.row(c.row[i + 1]));
         if (!(c.lower[i] <= limit[q])) continue;
         if (c.row[i] % kSeedStep == 0 && std::find(c.best_row, c.best_row + c.found, c.row[i]) != c.best_row + c.found) continue;  // a seed, seen again
         const double worst = c.found == k ? c.best[k - 1] : std::numeric_limits<double>::infinity();

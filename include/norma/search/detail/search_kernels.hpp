@@ -2,16 +2,21 @@
 /// The vector loops of the search, chosen by instruction set.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
 #include <norma/linalg/simd.hpp>
 
+#if NORMA_X86_DISPATCH
+#include <immintrin.h>
+#endif
+
 namespace norma::search::detail {
 
 struct SearchKernels {
   std::uint32_t (*tile_candidates)(const float* tile, std::int64_t rows, std::int64_t width, const float* low, const float* slack, const float* norm,
-                                   const float* limit);
+                                   const float* limit, std::uint32_t* found);
   double (*squared_distance)(const float* a, const float* b, std::int64_t count, double limit);
 };
 
@@ -64,6 +69,22 @@ inline float upper_bound(float lower, ProductBounds of, float norm) noexcept {
 inline float limit_of(double squared_distance, double offset) noexcept {
   const double exact = squared_distance - offset;
   return static_cast<float>(exact + kRoundingUnit * (2.0 * std::abs(exact) + 0x1p-16 * (std::abs(offset) + squared_distance)) + kTiny);
+}
+
+/// Calls visit(row, column, bound) for every entry of a tile whose lower bound is not above its row's limit; visits may lower limits.
+/// `norm` and `limit` begin at the tile's first row, `low` and `slack` at its first column.
+template <class Visit>
+inline void visit_candidates(const SearchKernels& kernels, const float* tile, std::int64_t rows, std::int64_t width, const float* low, const float* slack,
+                             const float* norm, const float* limit, const Visit& visit) {
+  std::uint32_t found[32];
+  for (std::uint32_t any = kernels.tile_candidates(tile, rows, width, low, slack, norm, limit, found); any != 0; any &= any - 1) {
+    const std::int64_t r = std::countr_zero(any);
+    for (std::uint32_t columns = found[r]; columns != 0; columns &= columns - 1) {
+      const std::int64_t c = std::countr_zero(columns);
+      const float bound = low[c] - 2.0f * tile[r * width + c] - slack[c] * norm[r];
+      if (bound <= limit[r]) visit(r, c, bound);
+    }
+  }
 }
 
 }  // namespace norma::search::detail

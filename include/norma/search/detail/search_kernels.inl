@@ -1,35 +1,35 @@
 // Vector loops of the search. See linalg/detail/for_each_instruction_set.inl for the macros.
 namespace norma::simd::NORMA_SIMD {
 
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE bool any_lane(Bits mask) {
-#if NORMA_HAS_VECTOR_EXTENSION
-  std::uint32_t lanes = 0;
-  for (int i = 0; i < kWidth; ++i) lanes |= mask[i];
-  return lanes != 0;
+// Bit i says whether lane i of a is not above lane i of b. NaN never is.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE std::uint32_t not_above(Vec a, Vec b) {
+#if NORMA_X86_DISPATCH && NORMA_SIMD_WIDTH == 16
+  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+#elif NORMA_X86_DISPATCH && NORMA_SIMD_WIDTH == 8
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
+#elif NORMA_HAS_VECTOR_EXTENSION
+  const auto lanes = a <= b;
+  std::uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<std::uint32_t>(lanes[i] != 0) << i;
+  return bits;
 #else
-  return mask;
+  return a <= b ? 1u : 0u;
 #endif
 }
 
-// Lanes of a row of a tile whose lower bound low[c] - 2 tile[c] - slack[c] norm is not above `limit`, over all columns. NaN never is.
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE Bits row_candidates(const float* tile, std::int64_t width, const float* low, const float* slack, float norm, float limit) {
-  Bits any{};
-  const Vec norms = broadcast(norm), limits = broadcast(limit);
-  for (std::int64_t c = 0; c < width; c += kWidth) any |= (Bits)(load(low + c) - 2.0f * load(tile + c) - load(slack + c) * norms <= limits);  // a C cast: lanes and plain numbers alike
-  return any;
-}
-
-// Bit r is set where row r of a tile [rows, width] has a candidate. Almost always there is none in the whole tile.
+// Bit c of found[r] is set where the lower bound low[c] - 2 tile[r, c] - slack[c] norm[r] is not above limit[r]; the result has bit r set
+// where found[r] is not 0. Both sides of a tile are at most 32 long.
 NORMA_SIMD_TARGET inline std::uint32_t tile_candidates(const float* tile, std::int64_t rows, std::int64_t width, const float* low, const float* slack,
-                                                       const float* norm, const float* limit) {
-  Bits any{};
-  for (std::int64_t r = 0; r < rows; ++r) any |= row_candidates(tile + r * width, width, low, slack, norm[r], limit[r]);
-  if (!any_lane(any)) return 0;
-  std::uint32_t found = 0;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    if (any_lane(row_candidates(tile + r * width, width, low, slack, norm[r], limit[r]))) found |= std::uint32_t{1} << r;
+                                                       const float* norm, const float* limit, std::uint32_t* found) {
+  std::uint32_t any = 0;
+  for (std::int64_t r = 0; r < rows; ++r, tile += width) {
+    const Vec norms = broadcast(norm[r]), limits = broadcast(limit[r]);
+    std::uint32_t bits = 0;
+    for (std::int64_t c = 0; c < width; c += kWidth) bits |= not_above(load(low + c) - 2.0f * load(tile + c) - load(slack + c) * norms, limits) << c;
+    found[r] = bits;
+    any |= static_cast<std::uint32_t>(bits != 0) << r;
   }
-  return found;
+  return any;
 }
 
 #if NORMA_HAS_VECTOR_EXTENSION
