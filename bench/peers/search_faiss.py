@@ -1,4 +1,5 @@
-"""FAISS, torch and numpy on the shapes of bench_search, bench_k_centre and bench_covariance; best and median milliseconds.
+"""FAISS, torch and numpy on the shapes of bench_search, bench_k_centre and bench_covariance: best and median milliseconds, and processor time
+(all threads together), which is what says something on a shared machine.
 
     python3 search_faiss.py [search] [k_centre] [covariance]
 
@@ -22,20 +23,22 @@ ROUNDS = 7
 
 
 def measure(ways):
-    """ways: name -> function. Interleaved; the first round warms up and is not counted."""
+    """ways: name -> function. Interleaved; the first round warms up and is not counted. Milliseconds: (wall, processor) of every round."""
     times = {name: [] for name in ways}
     for round_number in range(ROUNDS + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             way()
             if round_number > 0:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+                times[name].append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)))
+    return times
 
 
 def report(title, ways, flop):
-    for name, (best, median) in measure(ways).items():
-        print(f"{title:34s} {name:28s} best {best:9.2f} ms  median {median:9.2f} ms  {flop / best * 1e-6:7.1f} GFLOP/s at best", flush=True)
+    for name, times in measure(ways).items():
+        walls, processors = zip(*times)
+        print(f"{title:34s} {name:32s} best {min(walls):9.2f} ms  median {statistics.median(walls):9.2f} ms  processor {min(processors):9.2f} ms"
+              f"  {flop / min(walls) * 1e-6:7.1f} GFLOP/s at best", flush=True)
 
 
 def search():

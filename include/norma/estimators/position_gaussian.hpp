@@ -62,7 +62,8 @@ class PositionGaussian {
 
   Status finish(const FitContext& context) {
     if (!sums_) return {Errc::not_enough_data, "PositionGaussian::finish: needs at least 2 images, found 0"};
-    NORMA_TRY(GaussianModel model, sums_->finish(settings_.regularisation, context.parallel, context.observer));
+    // The sums' memory becomes the factors': at 550 channels a second copy would be gigabytes. A failed finish therefore loses them.
+    NORMA_TRY(GaussianModel model, std::move(*sums_).finish(settings_.regularisation, context.parallel, context.observer));
     model_ = std::move(model);
     sums_.reset();
     return {};
