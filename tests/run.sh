@@ -14,7 +14,7 @@ fi
 source .ci/install.sh
 install_missing "${norma_build_packages[@]}"
 
-jobs=$(getconf _NPROCESSORS_ONLN)
+jobs=$(build_jobs)
 started=$SECONDS
 cmake --preset "$preset" "$@"
 cmake --build --preset "$preset" --parallel "$jobs"

@@ -119,7 +119,12 @@ int run_eval(Arguments arguments) {
   for (const auto& path : {report_path, csv, common.json}) require_writable(path, inputs);
   if (output) require_writable(*output, inputs);
   for (const auto& path : {maps, overlays}) {
-    if (path) make_folder(*path);
+    if (!path) continue;
+    make_folder(*path);
+    std::error_code ignored;
+    if (std::filesystem::equivalent(*path + "/" + set.category(), set.folder(), ignored)) {
+      throw Failure{kWrongUsage, "'" + *path + "': the data set lies there and its images would be overwritten, expected another folder"};
+    }
   }
 
   std::vector<SkippedImage> skipped;
@@ -142,7 +147,7 @@ int run_eval(Arguments arguments) {
   for (const std::string& warning : report.warnings) terminal.note("note: " + warning);
   for (const auto& broken : report.broken) terminal.warn("broken: " + broken.reason.message());
 
-  const bool quiet_standard_output = common.json == "-";
+  const bool quiet_standard_output = common.json == "-" || report_path == "-" || csv == "-";
   if (!quiet_standard_output) print_figures(detector, report, fit_seconds);
   const HeatMaps heat(detector, report);
   if (overlays) {

@@ -148,7 +148,8 @@ int run_info(Arguments arguments) {
   } else {
     const auto image = image::read(path);
     if (!image.ok()) {
-      throw Failure{kUnusable, "'" + path + "': neither a model or weight file (" + file.message() + ") nor an image (" + image.message() + ")"};
+      throw Failure{kUnusable, "'" + path + "': neither a model or weight file (" + file.message() + ") nor an image (" + image.message() +
+                                   "); a checkpoint (.pth, .pt, .whl) is read by norma convert"};
     }
     json.member("kind", "image").member("height", image->height()).member("width", image->width()).member("channels", image->channels());
     text += "image: " + std::to_string(image->height()) + " rows, " + std::to_string(image->width()) + " columns, " + (image->channels() == 1 ? "gray" : "RGB") + "\n";
@@ -222,6 +223,7 @@ int run_generate(Arguments arguments) {
   options.textures = split(arguments.take("textures"));
   const auto positional = arguments.take_positional();
   arguments.finish("generate");
+  require_writable(common.json);
   if (positional.size() != 1) throw Failure{kWrongUsage, "generate takes the folder to write to, found " + std::to_string(positional.size()) + " arguments"};
   Terminal terminal(common.quiet);
   ThreadPool pool(common.threads);
@@ -246,6 +248,7 @@ int run_list(Arguments arguments) {
   const std::string method = arguments.take("method").value_or("");
   const std::string backbone = arguments.take("backbone").value_or("resnet18");
   arguments.finish("list");
+  require_writable(common.json);
   const std::string what = positional.empty() ? (method.empty() ? "all" : "settings") : positional.front();
   if (positional.size() > 1 || (what != "all" && what != "methods" && what != "backbones" && what != "settings")) {
     throw Failure{kWrongUsage, "list takes one of methods, backbones, settings"};

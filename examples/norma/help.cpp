@@ -57,7 +57,7 @@ std::string_view help(std::string_view command) {
   --overlays DIR     image | heat map, one PNG an image
   --maps DIR         anomaly maps as float32 TIFF at the original size
   --fail-on-anomaly  exit code 1 when an image is anomalous (the model must be calibrated)
-  --threads N, --quiet
+  --threads N, --quiet, --json FILE (counts and threshold, as one object)
 )";
   }
   if (command == "calibrate") {

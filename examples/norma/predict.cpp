@@ -52,6 +52,30 @@ std::string flat_name(const std::string& path, std::set<std::string>& taken) {
   return unique;
 }
 
+// Names for an input's map and overlay: each once, and none that would overwrite an input.
+class OutputNames {
+ public:
+  OutputNames(const std::vector<std::string>& inputs, const std::optional<std::string>& maps, const std::optional<std::string>& overlays) : maps_(maps), overlays_(overlays) {
+    if (!maps && !overlays) return;
+    for (const std::string& input : inputs) inputs_.insert(whole(input));
+  }
+  std::string next(const std::string& file) {
+    for (;;) {
+      const std::string name = flat_name(file, taken_);
+      const bool overwrites = (maps_ && inputs_.contains(whole(*maps_ + "/" + name + ".tiff"))) || (overlays_ && inputs_.contains(whole(*overlays_ + "/" + name + ".png")));
+      if (!overwrites) return name;
+    }
+  }
+
+ private:
+  static std::string whole(const std::string& path) {
+    std::error_code ignored;
+    return std::filesystem::weakly_canonical(path, ignored).string();
+  }
+  std::optional<std::string> maps_, overlays_;
+  std::set<std::string> inputs_, taken_;
+};
+
 struct Line {
   std::string path;
   std::optional<double> score, threshold, latency_ms;
@@ -84,6 +108,7 @@ int run_predict(Arguments arguments) {
   const bool fail_on_anomaly = arguments.take_flag("fail-on-anomaly");
   const std::vector<std::string> paths = arguments.take_positional();
   arguments.finish("predict");
+  if (common.json == "-" && jsonl == "-") throw Failure{kWrongUsage, "predict: --json - and --jsonl - both want standard output"};
   if (paths.empty()) throw Failure{kWrongUsage, "predict: no images given"};
 
   Terminal terminal(common.quiet);
@@ -95,13 +120,14 @@ int run_predict(Arguments arguments) {
   std::vector<std::string> inputs = files;
   inputs.push_back(model);
   require_writable(jsonl, inputs);
+  require_writable(common.json, inputs);
   if (overlays) make_folder(*overlays);
   if (maps) make_folder(*maps);
 
   auto workspace = detector.make_workspace(common.threads);
   const Observer observer = terminal.observer();
   std::string lines;
-  std::set<std::string> taken;
+  OutputNames names(inputs, maps, overlays);
   std::int64_t broken = 0, anomalous = 0, scored = 0;
   bool stopped = false;
   // A stage line would stand between the result lines of a terminal: progress shows only when they go elsewhere.
@@ -121,7 +147,7 @@ int run_predict(Arguments arguments) {
       line.peak = {verdict.peak_row, verdict.peak_column};
       if (!overlays && !maps) return {};
       NORMA_TRY(const Map<float> whole, detector.map_to_original(verdict.map, image.height(), image.width()));
-      const std::string name = flat_name(file, taken);
+      const std::string name = names.next(file);
       if (maps) {
         line.map_file = *maps + "/" + name + ".tiff";
         NORMA_CHECK(io::write_tiff(*line.map_file, whole.view()));
@@ -149,6 +175,8 @@ int run_predict(Arguments arguments) {
       std::fflush(stdout);
     } else if (jsonl) {
       lines += as_json(line) + "\n";
+    } else if (common.json == "-") {
+      if (line.error) terminal.warn("broken: " + *line.error);
     } else if (line.error) {
       std::printf("broken      %s: %s\n", file.c_str(), line.error->c_str());
     } else {
@@ -162,6 +190,14 @@ int run_predict(Arguments arguments) {
   }
   if (jsonl && *jsonl != "-") write_text(*jsonl, lines);  // also after an interrupt: what was done is kept
   if (stopped) return kInterrupted;
+  if (common.json) {
+    io::JsonWriter json(io::JsonLayout::pretty);
+    json.begin_object().member("norma_version", kVersion).member("model", model).member("method", detector.method()).member("backbone", detector.backbone());
+    json.key("images").begin_object().member("scored", scored).member("anomalous", detector.calibration() ? std::optional<std::int64_t>(anomalous) : std::nullopt);
+    json.member("broken", broken).end_object();
+    json.member("threshold", detector.calibration() ? std::optional<double>(detector.calibration()->threshold) : std::nullopt).end_object();
+    write_text(*common.json, json.take() + "\n");
+  }
   if (!jsonl && !common.quiet) {
     terminal.note(std::to_string(scored) + " images" + (detector.calibration() ? ", " + std::to_string(anomalous) + " anomalous" : ", no threshold (norma calibrate sets one)") +
                   (broken > 0 ? ", " + std::to_string(broken) + " broken" : ""));

@@ -111,6 +111,12 @@ class Detector {
   static_assert(detail::check_backbone<Backbone>());
   static_assert(detail::check_estimator<Estimator>());
   static_assert(detail::check_metric<Metric, Estimator>());
+  // One detector serves any number of threads by const reference; a copy would double gigabytes by accident.
+  Detector(const Detector&) = delete;
+  Detector& operator=(const Detector&) = delete;
+  Detector(Detector&&) noexcept = default;
+  Detector& operator=(Detector&&) noexcept = default;
+  ~Detector() = default;
 
   struct Settings {
     typename Backbone::Settings backbone{};
@@ -139,6 +145,7 @@ class Detector {
 
   /// A detector that has not seen anything. `weights` are the backbone's; the detector shares them.
   static Result<Detector> create(const io::Weights& weights, const Settings& settings = Settings{}) {
+    NORMA_CHECK(require_different_names(settings));
     NORMA_CHECK(Backbone::validate(settings.backbone));
     NORMA_CHECK(Metric::validate(settings.metric));
     NORMA_TRY(Backbone backbone, Backbone::create(weights, settings.backbone));
@@ -162,19 +169,21 @@ class Detector {
   }
 
   /// The parts of `fit`, for fits that are spread over processes: every part observes its own images (into a detector made by
-  /// `create`), parts are merged, one finishes.
+  /// `create`), parts are merged, one finishes. After an error in one of these begin again with `create`: what was observed before it
+  /// stays observed.
   template <class SourceT>
   Status observe(const SourceT& source, const FitOptions& options = {}) {
     static_assert(detail::check_source<SourceT, Image>());
     NORMA_CHECK(require_unfitted("observe"));
     NORMA_CHECK(source.status());
     if (source.size() < 1) return {Errc::not_enough_data, "Detector::fit: the source holds no images, expected at least 1"};
-    typename ExecutionT::Threads threads(options.threads);
+    auto threads = start_threads(options.threads);
     const Parallel parallel = threads.parallel();
-    const int lanes = parallel.workers();  // images at once; each is worked on by one thread, so results do not depend on their number
+    // Images at once; each is worked on by one thread, so results do not depend on their number.
+    const auto lanes = std::min<std::int64_t>(parallel.workers(), source.size());
     const std::size_t bytes = Backbone::scratch_bytes(settings_.backbone, 1);
     std::vector<Buffer<std::byte>> memory;
-    for (int i = 0; i < lanes; ++i) memory.emplace_back(static_cast<std::int64_t>(bytes));
+    for (std::int64_t i = 0; i < lanes; ++i) memory.emplace_back(static_cast<std::int64_t>(bytes));
     struct Lane {
       Image frame;
       Features features;
@@ -183,7 +192,7 @@ class Detector {
     std::vector<Lane> lane(static_cast<std::size_t>(lanes));
     Progress progress("features", source.size(), options.observer);
     for (std::int64_t first = 0; first < source.size(); first += lanes) {
-      const std::int64_t count = std::min<std::int64_t>(lanes, source.size() - first);
+      const std::int64_t count = std::min(lanes, source.size() - first);
       parallel.run(count, [&](std::int64_t i, int) {
         Lane& mine = lane[static_cast<std::size_t>(i)];
         Result<Image> frame = source.load(first + i);
@@ -219,21 +228,26 @@ class Detector {
   Status merge(Detector&& other) {
     NORMA_CHECK(require_unfitted("merge"));
     NORMA_CHECK(other.require_unfitted("merge"));
+    NORMA_CHECK(require_same(other));
     NORMA_CHECK(estimator_.merge(std::move(other.estimator_)));
     provenance_.images += other.provenance_.images;
     image_names_.insert(image_names_.end(), other.image_names_.begin(), other.image_names_.end());
-    if (references_.empty()) references_ = std::move(other.references_);
+    for (Reference& reference : other.references_) {
+      if (references_.size() < detail::kReferenceFrames) references_.push_back(std::move(reference));
+    }
     return {};
   }
   Status finish(const FitOptions& options = {}) {
     NORMA_CHECK(require_unfitted("finish"));
-    typename ExecutionT::Threads threads(options.threads);
+    auto threads = start_threads(options.threads);
     NORMA_CHECK(estimator_.finish(FitContext{threads.parallel(), options.observer, options.seed}));
     provenance_.seed = options.seed;
     if (provenance_.weights_digest.empty() && weights_) provenance_.weights_digest = weights_->digest();
-    fitted_ = true;
     calibration_.reset();
-    return record_references();
+    fitted_ = true;  // the reference frames are looked at with the finished detector
+    const Status recorded = record_references();
+    fitted_ = recorded.ok();
+    return recorded;
   }
 
   [[nodiscard]] bool fitted() const noexcept { return fitted_; }
@@ -241,11 +255,12 @@ class Detector {
   // ---- looking -------------------------------------------------------------------------------------------------------------
 
   [[nodiscard]] Workspace make_workspace(int threads = 1) const {
-    if (threads <= 0) threads = typename ExecutionT::Threads(0).threads();
+    threads = thread_count(threads);
     return Workspace(workspace_bytes(settings_, threads), threads, backbone_);
   }
   /// For targets without a heap after start-up: `memory` of at least workspace_bytes(settings), aligned to kAlignment.
   [[nodiscard]] Result<Workspace> make_workspace(std::span<std::byte> memory, int threads = 1) const {
+    threads = thread_count(threads);
     const std::size_t needed = workspace_bytes(settings_, threads);
     if (reinterpret_cast<std::uintptr_t>(memory.data()) % kAlignment != 0) {
       return Status{Errc::invalid_argument, "Detector::make_workspace: the memory must be aligned to " + std::to_string(kAlignment) + " bytes"};
@@ -332,11 +347,13 @@ class Detector {
     return {};
   }
   [[nodiscard]] const std::optional<Calibration>& calibration() const noexcept { return calibration_; }
-  /// A threshold from elsewhere (a customer's limit); replaces the calibrated one.
-  void set_threshold(double threshold) {
+  /// A threshold from elsewhere (a customer's limit); replaces the calibrated one. Error: invalid_argument unless it is finite.
+  Status set_threshold(double threshold) {
+    if (!std::isfinite(threshold)) return {Errc::invalid_argument, "Detector::set_threshold: expected a finite number, found " + std::to_string(threshold)};
     calibration_ = Calibration{};
     calibration_->threshold = threshold;
     calibration_->statement = "The threshold was set by hand.";
+    return {};
   }
 
   // ---- model files ---------------------------------------------------------------------------------------------------------
@@ -364,7 +381,7 @@ class Detector {
     NORMA_TRY(const Settings settings, stored_settings(file));
     if (options.verify) NORMA_CHECK(file.verify_seal());
     NORMA_TRY(Detector detector, create(file, settings));
-    typename ExecutionT::Threads threads(options.threads);
+    auto threads = start_threads(options.threads);
     NORMA_TRY(Estimator estimator, Estimator::load(file, Backbone::shapes(settings.backbone), settings.estimator, threads.parallel()));
     detector.estimator_ = std::move(estimator);
     NORMA_CHECK(detector.read_metadata(file));
@@ -388,7 +405,7 @@ class Detector {
     }
     const std::string found(file.metadata("norma.type").value_or("nothing"));
     if (found != type_name(settings)) return refuse(Errc::wrong_type, "holds a " + found + ", expected a " + type_name(settings));
-    NORMA_TRY(const io::JsonValue json, io::JsonValue::parse(file.metadata("norma.settings").value_or("{}"), file.name() + ": norma.settings"));
+    NORMA_TRY(const io::JsonValue json, io::JsonValue::parse(file.metadata("norma.settings").value_or(""), file.name() + ": norma.settings"));
     NORMA_CHECK(io::read_settings(json, settings).with_context("Detector::open: '" + file.name() + "'"));
     return settings;
   }
@@ -459,6 +476,40 @@ class Detector {
   Detector(const Settings& settings, std::shared_ptr<const Backbone> backbone, Estimator estimator)
       : settings_(settings), backbone_(std::move(backbone)), estimator_(std::move(estimator)), metric_(settings.metric) {}
 
+  // Threads are an incomplete type until their header is included: said in one sentence instead of in the compiler's words.
+  static auto start_threads(int count) {
+    static_assert(requires { sizeof(typename ExecutionT::Threads); }, "include <norma/core/thread_pool.hpp> for a detector that runs on Cpu<> with threads");
+    return typename ExecutionT::Threads(count);
+  }
+  static int thread_count(int threads) { return threads > 0 ? threads : start_threads(0).threads(); }
+  // One name, one setting: the model file and the command line tell settings by their names alone.
+  static Status require_different_names(const Settings& settings) {
+    std::vector<std::string_view> names;
+    std::string twice;
+    Settings::visit(settings, [&](std::string_view name, const auto&, std::string_view) {
+      if (std::find(names.begin(), names.end(), name) != names.end()) twice = name;
+      names.push_back(name);
+    });
+    if (twice.empty()) return {};
+    return {Errc::invalid_argument, "Detector::create: two policies have a setting called '" + twice + "': rename one"};
+  }
+  std::string settings_text() const {
+    io::JsonWriter json;
+    json.begin_object();
+    io::write_settings(json, settings_);
+    json.end_object();
+    return json.take();
+  }
+  Status require_same(const Detector& other) const {
+    const auto refuse = [](const std::string& what, const std::string& here, const std::string& there) {
+      return Status(Errc::shape_mismatch, "Detector::merge: the parts differ in their " + what + ": " + here + " here, " + there + " there");
+    };
+    if (type_name(settings_) != type_name(other.settings_)) return refuse("type", type_name(settings_), type_name(other.settings_));
+    if (settings_text() != other.settings_text()) return refuse("settings", settings_text(), other.settings_text());
+    const auto digest = [](const Detector& part) { return part.weights_ ? part.weights_->digest() : std::string(); };
+    if (digest(*this) != digest(other)) return refuse("weights", provenance_.weights, other.provenance_.weights);
+    return {};
+  }
   Status require_unfitted(const char* function) const {
     if (!fitted_) return {};
     return {Errc::invalid_argument, std::string("Detector::") + function + ": this detector is fitted already; begin with an empty one (create), or use fit, which begins anew"};
@@ -511,11 +562,7 @@ class Detector {
     NORMA_CHECK(writer.set_metadata("norma.format_version", detail::kModelFormatVersion));
     NORMA_CHECK(writer.set_metadata("norma.version", kVersion));
     NORMA_CHECK(writer.set_metadata("norma.type", type_name(settings_)));
-    io::JsonWriter settings;
-    settings.begin_object();
-    io::write_settings(settings, settings_);
-    settings.end_object();
-    NORMA_CHECK(writer.set_metadata("norma.settings", settings.take()));
+    NORMA_CHECK(writer.set_metadata("norma.settings", settings_text()));
     io::JsonWriter fit;
     fit.begin_object().member("images", provenance_.images).member("seed", field_text(provenance_.seed)).member("weights", provenance_.weights);
     fit.member("weights_digest", provenance_.weights_digest);

@@ -157,8 +157,15 @@ TEST_CASE("a detector runs from memory that the caller owns, and refuses too lit
   CHECK(detector.inspect(tiny_picture(3), *workspace)->score == answer(detector, tiny_picture(3)).back());
   CHECK(detector.make_workspace(std::span(memory).first(1000)).code() == Errc::out_of_memory);
   CHECK(detector.make_workspace(std::span(memory).subspan(8)).code() == Errc::invalid_argument);
-  auto other = fitted<Gauss>().make_workspace();
-  if (other.bytes() < Core::workspace_bytes()) CHECK(detector.inspect(tiny_picture(3), other).code() == Errc::out_of_memory);
+  Workspace<Cpu<>> too_small(1024, 1, nullptr);
+  CHECK(detector.inspect(tiny_picture(3), too_small).code() == Errc::out_of_memory);
+  // No number of threads given means all of them, and memory for all of them.
+  const auto all = detector.make_workspace(0);
+  CHECK(all.bytes() >= Core::workspace_bytes(detector.settings(), all.threads()));
+  Buffer<std::byte> large(static_cast<std::int64_t>(all.bytes()));
+  const auto given = detector.make_workspace(large.span(), 0);
+  REQUIRE(given.ok());
+  CHECK(given->threads() == all.threads());
 }
 
 TEST_CASE("a verdict outlives its workspace") {
@@ -200,6 +207,74 @@ TEST_CASE("after a merge a row of the bank still names the image it comes from")
   for (const auto& origin : left->estimator().provenance()) ++rows[static_cast<std::size_t>(origin.image)];
   for (const int count : rows) CHECK(count == 64);  // the grid of level1 has 8 x 8 positions
   CHECK(left->image_names()[3] == "picture50.png");
+}
+
+TEST_CASE("parts of other weights or settings are not merged") {
+  auto here = Core::create(tiny_weights(1), small_settings<Core>());
+  auto other_weights = Core::create(tiny_weights(2), small_settings<Core>());
+  auto settings = small_settings<Core>();
+  settings.backbone.preprocess.mean[0] = 1.0f;
+  auto other_settings = Core::create(tiny_weights(1), settings);
+  REQUIRE(here->observe(TinySource{.count = 2}).ok());
+  REQUIRE(other_weights->observe(TinySource{.count = 2}).ok());
+  REQUIRE(other_settings->observe(TinySource{.count = 2}).ok());
+  CHECK(here->merge(std::move(*other_weights)).message().find("weights") != std::string::npos);
+  CHECK(here->merge(std::move(*other_settings)).message().find("settings") != std::string::npos);
+}
+
+TEST_CASE("a threshold set by hand must be a number") {
+  Core detector = fitted<Core>();
+  CHECK(detector.set_threshold(std::numeric_limits<double>::quiet_NaN()).code() == Errc::invalid_argument);
+  CHECK(!detector.calibration());
+  REQUIRE(detector.set_threshold(0.0).ok());
+  auto workspace = detector.make_workspace();
+  CHECK(detector.inspect(tiny_picture(6, true), workspace)->label == Label::anomalous);
+}
+
+TEST_CASE("a detector is moved, not copied") {
+  CHECK(!std::is_copy_constructible_v<Core>);
+  CHECK(!std::is_copy_constructible_v<Gallery>);
+  Core first = fitted<Core>();
+  const auto before = answer(first, tiny_picture(9, true));
+  const Core second = std::move(first);
+  CHECK(answer(second, tiny_picture(9, true)) == before);
+}
+
+TEST_CASE("files that carry a valid seal are still not believed") {
+  const Core detector = fitted<Core>();
+  const auto bytes = detector.save_bytes();
+  REQUIRE(bytes.ok());
+  const auto file = io::Weights::from_bytes(std::span<const std::byte>(*bytes), "good.norma");
+  REQUIRE(file.ok());
+  const auto resealed = [&](auto change_metadata, auto change_tensor) {
+    io::TensorFileWriter writer;
+    for (const auto& [key, value] : file->metadata()) {
+      if (key != "digest") REQUIRE(writer.set_metadata(key, change_metadata(key, std::string(value))).ok());
+    }
+    for (const auto& tensor : file->tensors()) {
+      std::vector<std::byte> copy(tensor.bytes.begin(), tensor.bytes.end());
+      change_tensor(tensor.name, copy);
+      REQUIRE(writer.add(tensor.name, tensor.dtype, tensor.shape, copy).ok());
+    }
+    auto changed = writer.to_sealed_bytes();
+    REQUIRE(changed.ok());
+    return Core::open_bytes(*changed).status();
+  };
+  const auto same = [](std::string_view, std::string value) { return value; };
+  const auto untouched = [](std::string_view, std::vector<std::byte>&) {};
+  CHECK(resealed(same, untouched).ok());
+  const auto put = [](std::vector<std::byte>& bytes_of, auto value) { std::memcpy(bytes_of.data(), &value, sizeof value); };
+  CHECK(resealed(same, [&](std::string_view name, auto& b) { if (name == "estimator.bank") put(b, std::numeric_limits<float>::quiet_NaN()); }).code() == Errc::not_finite);
+  CHECK(resealed(same, [&](std::string_view name, auto& b) { if (name == "estimator.provenance") put(b, std::int32_t{-1}); }).code() == Errc::corrupt);
+  const auto with_settings = [&](const std::string& text) {
+    return resealed([&](std::string_view key, std::string value) { return key == "norma.settings" ? text : value; }, untouched);
+  };
+  CHECK(!with_settings("[1]").ok());
+  CHECK(!with_settings("").ok());
+  CHECK(!with_settings(R"({"height": 100000000, "width": 100000000, "resize": 0})").ok());
+  CHECK(!with_settings(R"({"sigma": 1e300})").ok());
+  CHECK(!with_settings(R"({"num_neighbours": -4})").ok());
+  CHECK(!with_settings(R"({"unheard_of": 1})").ok());
 }
 
 TEST_CASE("a fitted detector takes no further observations in parts") {
@@ -309,11 +384,16 @@ TEST_CASE("frames of any format and size are looked at; frames that cannot be ar
   CHECK(detector.inspect(tiny_picture(1, false, 1, 1), workspace).ok());
   CHECK(detector.inspect(tiny_picture(1, false, 33, 500), workspace).ok());
   CHECK(detector.inspect(ImageView{}, workspace).code() == Errc::invalid_argument);
-  // The bytes of an RGB picture read as BGR are another picture, and must be read as one.
-  const Image picture = tiny_picture(8, true);
-  ImageView swapped = picture.view();
-  swapped.format = PixelFormat::bgr8;
-  CHECK(detector.inspect(swapped, workspace).ok());
+  // The bytes of a picture read as BGR are the picture with red and blue exchanged.
+  Image picture = tiny_picture(8, true);
+  for (std::int64_t i = 0; i < picture.size_bytes(); i += 3) picture.data()[i] = static_cast<std::uint8_t>(picture.data()[i] / 2);
+  Image exchanged = picture;
+  for (std::int64_t i = 0; i < picture.size_bytes(); i += 3) std::swap(exchanged.data()[i], exchanged.data()[i + 2]);
+  ImageView as_bgr = picture.view();
+  as_bgr.format = PixelFormat::bgr8;
+  const float exchanged_score = detector.inspect(exchanged, workspace)->score;
+  CHECK(detector.inspect(as_bgr, workspace)->score == exchanged_score);
+  CHECK(detector.inspect(picture, workspace)->score != exchanged_score);
 }
 
 TEST_CASE("model files: another type, a plain weight file, a missing file, a truncated file and a flipped byte are refused by name") {

@@ -240,6 +240,17 @@ TEST_CASE("no input is overwritten") {
   CHECK(fit.code == 2);
   CHECK(contains(fit.err, "overwritten"));
   CHECK(w.fit("padim", {"--output", ""}).code == 2);
+  check_refused({"eval", "--model", "padim.norma", "--data", "set", "--category", "bolt", "--overlays", "set/../set"}, 2, {"overwritten"});
+  // A picture's overlay takes another name where the picture itself lies.
+  fs::create_directories(w.path("here"));
+  norma::test::write_file(w.path("here/a.png"), image);
+  Words predict{"predict", "--model", "padim.norma", "here/a.png", "--overlays", ".", "--json", "-"};
+  CHECK(w.norma.run(predict).code == 0);
+  CHECK(fs::exists(w.path("here_a.png")));
+  predict[3] = "here_a.png";
+  CHECK(w.norma.run(predict).code == 0);
+  CHECK(fs::exists(w.path("here_a_2.png")));
+  CHECK(norma::test::file_text(w.path("here/a.png")) == image);
   CHECK(model == norma::test::file_text(w.path("padim.norma")));
   CHECK(weights == norma::test::file_text(w.path("weights.safetensors")));
   CHECK(image == norma::test::file_text(w.path("set/bolt/test/good/000.png")));
@@ -350,6 +361,16 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   for (const char* outside : {"http:", "https:", "file:", "href", "@import", "<script", "url("}) CHECK_FALSE(contains(report, outside));
   for (auto at = report.find("src="); at != std::string::npos; at = report.find("src=", at + 1)) CHECK(report.compare(at, 10, "src='data:") == 0);
 
+  // The page alone on standard output, also for a category with a name that means something to HTML.
+  fs::create_directories(w.path("named"));
+  fs::copy(w.path("set/bolt"), w.path("named/it's <b>"), fs::copy_options::recursive);
+  const Run page = w.norma.run({"eval", "--model", "kept.norma", "--data", "named", "--category", "it's <b>", "--report", "-", "--quiet"});
+  CHECK(page.code == 0);
+  CHECK(page.err.empty());
+  CHECK(page.out.starts_with("<!doctype html>"));
+  CHECK_FALSE(contains(page.out, "it's <b>"));
+  CHECK(contains(page.out, "it&#39;s &lt;b&gt;"));
+
   const auto table = norma::test::lines(norma::test::file_text(w.path("scores.csv")));
   REQUIRE(table.size() == 13);
   CHECK(contains(table[0], "path,kind,gt_label,pred_score"));
@@ -429,6 +450,20 @@ TEST_CASE("predict: a line an image in input order, results on standard output a
     CHECK(map->shape() == norma::Shape{64, 64, 1});
     CHECK(fs::exists(w.path(std::string(json.find("overlay")->string().value_or("none")))));
   }
+}
+
+TEST_CASE("predict --json: counts as one object") {
+  NEEDS_PROGRAM();
+  const Run run = world().norma.run({"predict", "--model", "padim.norma", "set/bolt/test/good", "missing.png", "--json", "-"});
+  CHECK(run.code == 5);
+  CHECK(contains(run.err, "missing.png"));
+  const JsonValue json = norma::test::parse_json(run.out);
+  REQUIRE(json.find("images") != nullptr);
+  CHECK(json.find("images")->find("scored")->integer() == 4);
+  CHECK(json.find("images")->find("broken")->integer() == 1);
+  CHECK(json.find("images")->find("anomalous")->is_null());
+  CHECK(json.find("threshold")->is_null());
+  check_refused({"predict", "--model", "padim.norma", "set/bolt/test/good", "--json", "-", "--jsonl", "-"}, 2, {"--json", "--jsonl"});
 }
 
 TEST_CASE("broken images among good ones are 5, named, and cost the others nothing") {
@@ -582,6 +617,15 @@ TEST_CASE("info and convert") {
   CHECK(w.norma.run({"fit", "--method", "padim", "--backbone", "squeezenet1_1", "--weights", "converted.safetensors", "--data", "set", "--category", "bolt", "--size", "64", "--output",
                      "converted.norma"}).code == 0);
   fs::remove(w.path("converted.safetensors"));
+  const std::string checkpoint = NORMA_SOURCE_DIR "/tests/data/io/torch_zip.pt";
+  check_refused({"info", checkpoint}, 3, {"norma convert"});
+  const Run torch = w.norma.run({"convert", checkpoint, "converted.safetensors", "--json", "-"});
+  CHECK(torch.code == 0);
+  CHECK(norma::test::parse_json(torch.out).find("tensors")->integer().value_or(0) > 0);
+  CHECK(w.norma.run({"info", "converted.safetensors"}).code == 0);
+  fs::remove(w.path("converted.safetensors"));
+  check_refused({"convert", NORMA_SOURCE_DIR "/tests/data/io/torch_object.pt", "converted.safetensors"}, 3, {"torch_object.pt"});  // holds code
+  CHECK_FALSE(fs::exists(w.path("converted.safetensors")));
 }
 
 TEST_CASE("an interrupt is 130 and leaves no half-written file") {

@@ -38,6 +38,14 @@ template <class P>
 concept HasPolicyName = requires {
   { P::name } -> std::convertible_to<std::string_view>;
 };
+namespace detail {
+struct IgnoreField {
+  template <class... Field>
+  constexpr void operator()(Field&&...) const noexcept {}
+};
+}  // namespace detail
+template <class P>
+concept HasVisit = requires(typename P::Settings& settings) { P::Settings::visit(settings, detail::IgnoreField{}); };
 template <class P>
 concept HasSettings = requires { typename P::Settings; } && std::copyable<typename P::Settings> && std::default_initializable<typename P::Settings>;
 template <class B>
@@ -84,6 +92,7 @@ consteval bool check_backbone() {
   static_assert(HasPolicyName<B>, "Backbone policy: add `static constexpr std::string_view name`");
   static_assert(HasSettings<B>, "Backbone policy: add a copyable, default-constructible struct `Settings`");
   if constexpr (HasSettings<B>) {
+    static_assert(HasVisit<B>, "Backbone policy: add `template <class Self, class Visitor> static constexpr void visit(Self&, Visitor&&)` to its Settings");
     static_assert(HasShapes<B>, "Backbone policy: add `static constexpr FeatureShapes shapes(const Settings&)` and `static constexpr Shape input_shape(const Settings&)`");
     static_assert(HasScratchBytes<B>, "Backbone policy: add `static constexpr std::size_t scratch_bytes(const Settings&, int workers)`");
     static_assert(HasValidate<B>, "Backbone policy: add `static Status validate(const Settings&)`");

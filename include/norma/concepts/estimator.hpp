@@ -59,6 +59,7 @@ consteval bool check_estimator() {
   static_assert(HasPolicyName<E>, "Estimator policy: add `static constexpr std::string_view name`");
   static_assert(HasSettings<E>, "Estimator policy: add a copyable, default-constructible struct `Settings`");
   if constexpr (HasSettings<E>) {
+    static_assert(HasVisit<E>, "Estimator policy: add `template <class Self, class Visitor> static constexpr void visit(Self&, Visitor&&)` to its Settings");
     static_assert(HasCreateFromShapes<E>, "Estimator policy: add `static Result<Self> create(const FeatureShapes&, const Settings&)`");
     static_assert(HasLoadFromWeights<E>, "Estimator policy: add `static Result<Self> load(const io::Weights&, const FeatureShapes&, const Settings&, Parallel)`");
   }

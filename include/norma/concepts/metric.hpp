@@ -36,6 +36,7 @@ consteval bool check_metric() {
   static_assert(HasPolicyName<M>, "Metric policy: add `static constexpr std::string_view name`");
   static_assert(HasSettings<M>, "Metric policy: add a copyable, default-constructible struct `Settings`");
   if constexpr (HasSettings<M>) {
+    static_assert(HasVisit<M>, "Metric policy: add `template <class Self, class Visitor> static constexpr void visit(Self&, Visitor&&)` to its Settings");
     static_assert(HasMetricScratchBytes<M, E> || !Measures<M, E>,
                   "Metric policy: add `template <class Estimator> static constexpr std::size_t scratch_bytes(const FeatureShapes&, Shape map, const Settings&, int workers)`");
     static_assert(HasValidate<M>, "Metric policy: add `static Status validate(const Settings&)`");

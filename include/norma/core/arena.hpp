@@ -29,8 +29,8 @@ class Arena {
   template <class T>
   [[nodiscard]] T* take(std::int64_t count) noexcept {
     const std::size_t bytes = arena_bytes<T>(count);
-    NORMA_EXPECTS(used_ + bytes <= capacity_);
-    if (used_ + bytes > capacity_) return nullptr;
+    NORMA_EXPECTS(bytes <= capacity_ - used_);
+    if (bytes > capacity_ - used_) return nullptr;
     T* piece = reinterpret_cast<T*>(base_ + used_);
     used_ += bytes;
     return piece;

@@ -112,11 +112,11 @@ class ImageGallery {
       const std::string tensor = "estimator.level" + std::to_string(l);
       NORMA_TRY(const io::TensorInfo info, weights.get(tensor));
       const std::int64_t count = info.shape.empty() ? 0 : info.shape[0];
+      if (info.count() != count * shapes[l].count() || (l > 0 && count != loaded.images())) {
+        return Status{Errc::shape_mismatch, weights.name() + ": tensor '" + tensor + "' does not hold images of " + std::to_string(shapes[l].count()) + " features"};
+      }
       if (l == 0) {
         if (count < 1) return Status{Errc::corrupt, weights.name() + ": tensor '" + tensor + "' holds no image"};
-        if (info.count() != count * shapes[0].count()) {
-          return Status{Errc::shape_mismatch, weights.name() + ": tensor '" + tensor + "' does not hold images of " + std::to_string(shapes[0].count()) + " features"};
-        }
         for (std::int64_t i = 0; i < count; ++i) loaded.images_.push_back(std::make_unique<Entry>());
       }
       std::vector<float> all(static_cast<std::size_t>(loaded.images() * shapes[l].count()));

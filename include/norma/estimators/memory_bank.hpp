@@ -32,6 +32,13 @@ class MemoryBank {
 
   static std::string type_name(const Settings&) { return "memory_bank<" + std::string(SubsetT::name) + "," + std::string(SearchT::name) + ">"; }
 
+  // The index points into the bank's memory, which moves along and would not be copied along.
+  MemoryBank(const MemoryBank&) = delete;
+  MemoryBank& operator=(const MemoryBank&) = delete;
+  MemoryBank(MemoryBank&&) noexcept = default;
+  MemoryBank& operator=(MemoryBank&&) noexcept = default;
+  ~MemoryBank() = default;
+
   /// Where a row of the bank comes from.
   struct Provenance {
     std::int32_t image = 0;     ///< in the order of observation
@@ -116,11 +123,18 @@ class MemoryBank {
     NORMA_CHECK(weights.read("estimator.bank", {rows, shapes[0].channels}, std::span<float>(bank.data(), static_cast<std::size_t>(bank.rows() * bank.cols()))));
     std::vector<Provenance> provenance(static_cast<std::size_t>(rows));
     NORMA_CHECK(weights.read_raw("estimator.provenance", io::DType::i32, {rows, 2}, std::as_writable_bytes(std::span(provenance))));
+    for (const Provenance& origin : provenance) {
+      if (origin.image < 0 || origin.position < 0 || origin.position >= shapes[0].positions()) {
+        return Status{Errc::corrupt, weights.name() + ": tensor 'estimator.provenance' names image " + std::to_string(origin.image) + ", position " +
+                                         std::to_string(origin.position) + ", expected positions below " + std::to_string(shapes[0].positions())};
+      }
+    }
     NORMA_CHECK(loaded.adopt(std::move(bank), std::move(provenance), parallel));
     return loaded;
   }
 
  private:
+  MemoryBank() = default;
   Status adopt(Matrix<float> bank, std::vector<Provenance> provenance, Parallel parallel) {
     NORMA_TRY(auto index, SearchT::prepare(bank.view(), parallel));
     bank_ = std::move(bank);  // moving keeps the memory that the index points to

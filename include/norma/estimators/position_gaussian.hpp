@@ -63,9 +63,10 @@ class PositionGaussian {
   Status finish(const FitContext& context) {
     if (!sums_) return {Errc::not_enough_data, "PositionGaussian::finish: needs at least 2 images, found 0"};
     // The sums' memory becomes the factors': at 550 channels a second copy would be gigabytes. A failed finish therefore loses them.
-    NORMA_TRY(GaussianModel model, std::move(*sums_).finish(settings_.regularisation, context.parallel, context.observer));
-    model_ = std::move(model);
+    auto model = std::move(*sums_).finish(settings_.regularisation, context.parallel, context.observer);
     sums_.reset();
+    NORMA_CHECK(model.status());
+    model_ = *std::move(model);
     return {};
   }
 
@@ -89,6 +90,12 @@ class PositionGaussian {
     NORMA_TRY(PositionGaussian loaded, create(shapes, settings));
     const std::int64_t d = shapes[0].channels;
     const auto read = [&](std::string_view tensor, std::int64_t cols, Matrix<float>& out) -> Status {
+      // The shape is compared before memory of that size is asked for: the settings of a file are only its word.
+      NORMA_TRY(const io::TensorInfo info, weights.get(tensor));
+      if (info.count() != shapes[0].positions() * cols) {
+        return {Errc::shape_mismatch, weights.name() + ": tensor '" + std::string(tensor) + "' holds " + std::to_string(info.count()) + " numbers, expected " +
+                                          std::to_string(shapes[0].positions()) + " x " + std::to_string(cols)};
+      }
       Matrix<float> values(shapes[0].positions(), cols);
       const std::span<float> all(values.data(), static_cast<std::size_t>(values.rows() * values.cols()));
       NORMA_CHECK(weights.read(tensor, {values.rows(), values.cols()}, all));

@@ -90,12 +90,13 @@ struct EvaluateOptions {
   Resolution resolution = Resolution::network;
   Observer observer{};
   /// Called for every image that was scored, in order, with its pixels: for overlays and exported maps.
-  std::function<Status(const ImageResult&, const Image&)> on_image;
+  std::function<Status(const ImageResult&, const Image&)> on_image{};
 };
 
 namespace detail {
 
-/// The mask at the map's resolution: the mask pixel under the centre of each map pixel (Pillow's nearest).
+/// The mask at the map's resolution: the mask pixel under the centre of each map pixel. For any backbone's geometry; with
+/// `image::Preprocess` it is what Pillow's nearest gives, up to the rounding of exact ties.
 inline Map<std::uint8_t> mask_at_map(MapView<const std::uint8_t> mask, const Placement& placement, std::int64_t height, std::int64_t width) {
   Map<std::uint8_t> out(height, width);
   for (std::int64_t y = 0; y < height; ++y) {
@@ -163,8 +164,9 @@ Result<Report> evaluate(const DetectorT& detector, const data::MvtecAd& set, con
     result.path = sample.path;
     result.kind = sample.kind;
     result.label = sample.label;
+    Image frame;
+    std::optional<Map<std::uint8_t>> image_mask;
     const Status status = [&]() -> Status {
-      Image frame;
       {
         const StageTimer timer(&result.times, Stage::decode);
         NORMA_TRY(Image decoded, set.load(i));
@@ -188,13 +190,17 @@ Result<Report> evaluate(const DetectorT& detector, const data::MvtecAd& set, con
         if (options.resolution == Resolution::network) {
           mask = detail::mask_at_map(mask.view(), detector.placement(frame.height(), frame.width()), verdict.map.rows, verdict.map.cols);
         }
-        masks.push_back(std::move(mask));
-        masked.push_back(report.images.size());
+        image_mask = std::move(mask);
         result.has_mask = true;
       }
-      return options.on_image ? options.on_image(result, frame) : Status{};
+      return {};
     }();
     if (status.ok()) {
+      if (options.on_image) NORMA_CHECK(options.on_image(result, frame));
+      if (image_mask) {
+        masks.push_back(*std::move(image_mask));
+        masked.push_back(report.images.size());
+      }
       ++(result.label != 0 ? report.anomalous : report.normal);
       report.images.push_back(std::move(result));
     } else if (status.code() == Errc::not_fitted || status.code() == Errc::cancelled) {

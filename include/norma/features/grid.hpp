@@ -11,11 +11,12 @@
 
 namespace norma::features {
 
-/// Mean over a p x p neighbourhood (p odd), stride 1, zero padding that counts in the divisor: each position becomes locally aware.
-/// Shapes: `in` one image [1, h, w, c], `out` [h * w, c]. Source: Roth et al., CVPR 2022, section 3.1 (as anomalib pools it).
+/// Scratch of `local_average`.
 constexpr std::size_t local_average_scratch_bytes(Shape shape, int workers) noexcept {
   return arena_bytes<float>(shape.width * shape.channels * workers);
 }
+/// Mean over a p x p neighbourhood (p odd), stride 1, zero padding that counts in the divisor: each position becomes locally aware.
+/// Shapes: `in` one image [1, h, w, c], `out` [h * w, c]. Source: Roth et al., CVPR 2022, section 3.1 (as anomalib pools it).
 inline void local_average(TensorView<const float> in, int neighbourhood, MatrixView<float> out, Context& context) {
   NORMA_EXPECTS(in.batch == 1 && neighbourhood >= 1 && neighbourhood % 2 == 1);
   NORMA_EXPECTS(out.rows == in.height * in.width && out.cols == in.channels);

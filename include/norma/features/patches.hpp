@@ -178,6 +178,9 @@ class Patches {
   }
   static constexpr Layers default_layers(const NetworkT& network) {
     Layers layers;
+    static_assert(EmbeddingT::default_layers == LocalAverage::default_layers || EmbeddingT::default_layers == ChosenChannels::default_layers ||
+                      EmbeddingT::default_layers == Pyramid::default_layers,
+                  "Embedding policy: `default_layers` is \"local\", \"pyramid\" or \"pyramid_and_pooled\"");
     if constexpr (BackboneNetwork<NetworkT>) {
       const TapChoice taps = network.taps();
       for (const std::string_view tap : EmbeddingT::default_layers == LocalAverage::default_layers ? taps.two_levels : taps.three_levels) layers.add(tap);

@@ -180,7 +180,7 @@ inline Status preprocess(const Preprocess& settings, const ImageView& frame, Ten
   if (bytes > arena.remaining()) {
     return {Errc::out_of_memory, "image::preprocess: a frame of " + std::to_string(frame.height) + " x " + std::to_string(frame.width) +
                                      " needs " + std::to_string(bytes) + " bytes of scratch, found " + std::to_string(arena.remaining()) +
-                                     " (set larger FrameLimits)"};
+                                     " (the scratch of a detector is made for frames up to 8192 x 8192)"};
   }
   const Arena::Scope scope(arena);
   const std::int64_t taps_y = detail::vertical_capacity(settings, needed);

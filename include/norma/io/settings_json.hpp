@@ -25,6 +25,7 @@ void write_settings(JsonWriter& json, const SettingsT& settings) {
 /// Sets the fields that `object` has; fields that it does not mention keep their values. Unknown members are an error.
 template <class SettingsT>
 Status read_settings(const JsonValue& object, SettingsT& settings) {
+  if (object.kind() != JsonValue::Kind::object) return {Errc::corrupt, "settings: expected a JSON object"};
   SettingsT read = settings;
   for (const JsonMember& member : object.members()) {
     std::string text;

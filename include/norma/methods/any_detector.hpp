@@ -65,6 +65,7 @@ class AnyDetector {
     return with_method(method, [&]<class D>(std::type_identity<D>) -> Result<std::size_t> {
       NORMA_TRY(const typename D::Settings chosen, settings_for<D>(network, settings));
       NORMA_CHECK(D::Backbone::validate(chosen.backbone));
+      NORMA_CHECK(D::Metric::validate(chosen.metric));
       return D::workspace_bytes(chosen, threads);
     });
   }
@@ -170,6 +171,11 @@ class AnyDetector {
     using D = std::variant_alternative_t<I, Any>;
     if constexpr (I + 1 < std::variant_size_v<Any>) {
       if (D::stored_settings(file).code() == Errc::wrong_type) return open_from<I + 1>(file, options);
+    } else if (D::stored_settings(file).code() == Errc::wrong_type && file.metadata("norma.format") == detail::kModelFormat) {
+      std::string known;
+      for (const auto name : kMethods) known += (known.empty() ? "" : ", ") + std::string(name);
+      return Status(Errc::wrong_type, "AnyDetector::open: '" + file.name() + "' holds a " + std::string(file.metadata("norma.type").value_or("model without a type")) +
+                                          " in format " + std::string(file.metadata("norma.format_version").value_or("none")) + ", expected one of " + known);
     }
     NORMA_TRY(D detector, D::open(file, options));
     return AnyDetector(std::move(detector));

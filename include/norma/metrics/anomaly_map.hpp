@@ -27,16 +27,14 @@ struct MapSettings {
 namespace metrics {
 
 constexpr std::size_t smooth_map_scratch_bytes(Shape map, const MapSettings& settings) noexcept {
-  return settings.sigma > 0.0 ? arena_bytes<float>(map.positions()) + image::gaussian_scratch_bytes<float>(map.height, map.width, settings.sigma) : 0;
+  return settings.sigma > 0.0 ? image::gaussian_scratch_bytes<float>(map.height, map.width, settings.sigma) : 0;
 }
 
 /// Smooths `map` in place.
 inline Status smooth_map(MapView<float> map, const MapSettings& settings, Context& context) {
   if (!(settings.sigma > 0.0)) return {};
   const Arena::Scope scope(context.arena);
-  const MapView<float> copy(context.arena.take<float>(map.rows * map.cols), map.rows, map.cols);
-  for (std::int64_t y = 0; y < map.rows; ++y) std::copy_n(map.row(y).data(), map.cols, copy.row(y).data());
-  return image::gaussian_filter<float>(copy, map, settings.sigma, context.arena);
+  return image::gaussian_filter<float>(map, map, settings.sigma, context.arena);
 }
 
 }  // namespace metrics

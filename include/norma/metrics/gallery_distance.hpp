@@ -18,7 +18,7 @@ namespace norma {
 class GalleryDistance {
  public:
   static constexpr std::string_view name = "gallery_distance";
-  static constexpr int kMaxNeighbours = 64;  // what a search policy selects at once
+  static constexpr int kMaxNeighbours = 64;
   struct Settings {
     int num_neighbours = 50;
     bool squared = false;
@@ -101,7 +101,9 @@ class GalleryDistance {
         if (!settings_.squared) best[p] = std::sqrt(best[p]);
       }
       NORMA_CHECK(image::resize_bilinear(MapView<const float>(best, features[l].height, features[l].width), enlarged, AlignCorners::no));
-      for (std::int64_t i = 0; i < map.rows * map.cols; ++i) map(i / map.cols, i % map.cols) += enlarged.data[i] / static_cast<float>(levels);
+      for (std::int64_t y = 0; y < map.rows; ++y) {
+        for (std::int64_t x = 0; x < map.cols; ++x) map(y, x) += enlarged(y, x) / static_cast<float>(levels);
+      }
     }
     const StageTimer timer(context, Stage::metric);
     return metrics::smooth_map(map, settings_.map, context);
