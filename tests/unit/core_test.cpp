@@ -196,14 +196,15 @@ TEST_CASE("settings are read and written by name; a refused value changes nothin
   CHECK(sample.share == 0.001);
   CHECK(sample.on);
   CHECK(sample.colour == Colour::blue);
+  CHECK(field_text(sample.colour) == "blue");
   CHECK(sample.mean[2] == 6.5f);
   CHECK(field_text(sample.mean) == "4,5,6.5");
   CHECK(set_field(sample, "absent", "1").code() == Errc::not_found);
-  for (const auto& [name, text] : {std::pair{"count", "12x"}, {"count", ""}, {"count", "99999999999"}, {"share", "half"}, {"on", "yes"}, {"colour", "green"},
+  for (const auto& refused : {std::pair{"count", "12x"}, {"count", ""}, {"count", "99999999999"}, {"share", "half"}, {"on", "yes"}, {"colour", "green"},
                                    {"mean", "1,2"}, {"mean", "1,2,3,4"}, {"mean", "1,,3"}}) {
-    CAPTURE(name);
-    CAPTURE(text);
-    CHECK(set_field(sample, name, text).code() == Errc::invalid_argument);
+    CAPTURE(refused.first);
+    CAPTURE(refused.second);
+    CHECK(set_field(sample, refused.first, refused.second).code() == Errc::invalid_argument);
   }
   CHECK(sample.count == 12);
   CHECK(sample.mean[0] == 4.0f);

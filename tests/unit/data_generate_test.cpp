@@ -111,7 +111,7 @@ TEST_CASE("outside the mask not one byte differs from the normal picture; inside
       const bool object = category >= 3;
       for (const Defect defect : {Defect::scratch, Defect::spot, Defect::stain, Defect::cut, Defect::missing, Defect::corners}) {
         if (defect == Defect::missing && !object) continue;
-        for (const std::uint64_t seed : {1, 2, 3}) {
+        for (const std::uint64_t seed : {1u, 2u, 3u}) {
           CAPTURE(size);
           CAPTURE(data::kDrawnCategories[category]);
           CAPTURE(static_cast<int>(defect));

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <norma/backbones/any_network.hpp>
+#include <norma/core/thread_pool.hpp>
 #include <norma/methods/padim.hpp>
 #include <norma/methods/patchcore.hpp>
 #include <norma/methods/spade.hpp>
