@@ -1,8 +1,8 @@
 #include "terminal.hpp"
 
-#include <csignal>
 #include <cstdio>
 
+#include <signal.h>
 #include <unistd.h>
 
 namespace program {
@@ -10,12 +10,13 @@ namespace program {
 std::atomic<bool> interrupted{false};
 
 void catch_interrupts() {
-  const auto handler = [](int signal_number) {
-    interrupted = true;
-    std::signal(signal_number, SIG_DFL);
-  };
-  std::signal(SIGINT, handler);
-  std::signal(SIGTERM, handler);
+  // One-shot, and not restarting: a read that waits for a pipe ends as well.
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
 }
 
 namespace {

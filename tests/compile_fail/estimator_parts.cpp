@@ -1,6 +1,7 @@
 // expect: Estimator policy: add .*observe
 // expect NO_NAME: Estimator policy: add .*name
 // expect NO_SETTINGS: Estimator policy: add .*Settings
+// expect NO_VISIT: Estimator policy: add .*visit
 // expect NO_CREATE: Estimator policy: add .*create
 // expect NO_MERGE: Estimator policy: add .*merge
 // expect NO_FINISH: Estimator policy: add .*finish
@@ -13,7 +14,12 @@ struct Mean {
   static constexpr std::string_view name = "mean";
 #endif
 #if !defined(NO_SETTINGS)
-  struct Settings {};
+  struct Settings {
+#if !defined(NO_VISIT)
+    template <class Self, class Visitor>
+    static constexpr void visit(Self&, Visitor&&) {}
+#endif
+  };
 #endif
 #if !defined(NO_CREATE) && !defined(NO_SETTINGS)
   static norma::Result<Mean> create(const norma::FeatureShapes&, const Settings&) { return Mean{}; }
