@@ -1,7 +1,9 @@
 #include "data_options.hpp"
 
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 
 #include <unistd.h>
 
@@ -48,7 +50,33 @@ void require_writable(const std::optional<std::string>& path, const std::vector<
   if (path && *path != "-") require_writable(*path, inputs);
 }
 
+namespace {
+
+// What the system would give without swapping, in bytes; 0 where it does not say.
+double available_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string name; info >> name;) {
+    double kilobytes = 0.0;
+    if (name == "MemAvailable:" && info >> kilobytes) return kilobytes * 1024.0;
+  }
+  return 0.0;
+}
+
+// The kernel ends a process that takes too much without a word: refused before hours of work instead.
+void require_memory(const AnyDetector& detector, std::int64_t images) {
+  const double needed = detector.fit_bytes(images);
+  const double there = available_memory();
+  if (there == 0.0 || needed <= there) return;
+  char text[256];
+  std::snprintf(text, sizeof text, "this fit needs about %.1f GB of memory for %lld images, %.1f GB are available: a smaller --size or --crop, --feature-dims or fewer --layers need less",
+                needed / 1e9, static_cast<long long>(images), there / 1e9);
+  throw Failure{kUnusable, text};
+}
+
+}  // namespace
+
 double timed_fit(AnyDetector& detector, const data::Files& source, const Common& common, Terminal& terminal, std::vector<SkippedImage>& skipped) {
+  require_memory(detector, source.size());
   const auto start = std::chrono::steady_clock::now();
   const Status status = fit(detector, source, {.seed = common.seed, .threads = common.threads, .observer = terminal.observer(), .skipped = &skipped});
   for (const SkippedImage& image : skipped) terminal.warn("skipped: " + image.reason.message());

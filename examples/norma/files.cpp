@@ -270,7 +270,7 @@ int run_list(Arguments arguments) {
   }
   if (what == "all" || what == "backbones") {
     json.key("backbones").begin_array();
-    std::snprintf(line, sizeof line, "%s%-24s %6s %14s %12s %14s  %s\n", text.empty() ? "" : "\n", "backbone", "input", "parameters", "workspace", "multiply-adds", "default layers");
+    std::snprintf(line, sizeof line, "%s%-24s %6s %14s %12s %14s  %s\n", text.empty() ? "" : "\n", "backbone", "input", "parameters", "workspace", "multiply-adds", "layers (patchcore: the last two; spade: and a pooled one)");
     text += line;
     for (const AnyNetwork& network : AnyNetwork::all()) {
       const nn::InputSpec input = network.input();

@@ -137,6 +137,15 @@ class Detector {
            Metric::template scratch_bytes<Estimator>(Backbone::shapes(settings.backbone), map, settings.metric, threads);
   }
 
+  /// About how many bytes a fit on that many images needs at most, besides the workspace: for a check before hours of work.
+  static double fit_bytes(const Settings& settings, std::int64_t images) {
+    if constexpr (requires { Estimator::fit_bytes(FeatureShapes{}, std::int64_t{}); }) {
+      return Estimator::fit_bytes(Backbone::shapes(settings.backbone), images);
+    } else {
+      return 0.0;
+    }
+  }
+
   /// `Detector<patches<resnet18,local_average>,memory_bank<...>,...>` in the library's names: what a model file must say to be opened.
   static std::string type_name(const Settings& settings = Settings{}) {
     return "detector<" + detail::policy_type<Backbone>(settings.backbone) + "," + detail::policy_type<Estimator>(settings.estimator) + "," +
@@ -190,6 +199,7 @@ class Detector {
       Status status;
     };
     std::vector<Lane> lane(static_cast<std::size_t>(lanes));
+    if constexpr (requires { estimator_.reserve(std::int64_t{}); }) estimator_.reserve(source.size());
     Progress progress("features", source.size(), options.observer);
     for (std::int64_t first = 0; first < source.size(); first += lanes) {
       const std::int64_t count = std::min(lanes, source.size() - first);

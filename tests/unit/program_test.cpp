@@ -215,6 +215,8 @@ TEST_CASE("files that cannot be used are 3, named, with what was expected") {
   check_refused({"convert", "checkpoint.pth", "converted.safetensors"}, 3, {"checkpoint.pth"});
   CHECK_FALSE(fs::exists(w.path("converted.safetensors")));
   for (const std::string file : {"missing", "set", "no_images/notes.txt"}) check_refused({"info", file}, 3, {file});
+  // A fit that no machine has the memory for is refused before it starts, not ended by the kernel in its middle.
+  check_refused(padim_words({"--weights", "weights.safetensors", "--data", "set", "--category", "bolt", "--size", "16384", "--feature-dims", "600"}), 3, {"GB", "--size"});
   // Where to write is looked at first.
   const Words words{"--weights", "weights.safetensors", "--data", "set", "--category", "bolt", "--size", "64"};
   for (const std::string output : {"missing/x.norma", "set"}) {

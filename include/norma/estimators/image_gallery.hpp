@@ -43,6 +43,13 @@ class ImageGallery {
     return gallery;
   }
 
+  /// Largest memory of a fit: the features, and the same packed for the search.
+  static double fit_bytes(const FeatureShapes& shapes, std::int64_t images) noexcept {
+    double features = 0.0;
+    for (int l = 0; l < shapes.count; ++l) features += static_cast<double>(shapes[l].count());
+    return 2.0 * 4.0 * static_cast<double>(images) * features;
+  }
+
   Status observe(const Features& features, std::int64_t, Parallel) {
     if (!(features.shapes() == shapes_)) return {Errc::shape_mismatch, "ImageGallery::observe: features of another shape than the first image's"};
     auto entry = std::make_unique<Entry>();

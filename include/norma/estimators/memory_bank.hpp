@@ -54,6 +54,13 @@ class MemoryBank {
     return bank;
   }
 
+  /// Largest memory of a fit: every patch, a projected copy for the selection (at most as large), and the bank.
+  static double fit_bytes(const FeatureShapes& shapes, std::int64_t images) noexcept {
+    return 2.0 * 4.0 * static_cast<double>(images) * static_cast<double>(shapes[0].count());
+  }
+  /// Room for that many images at once: without it, growing step by step needs up to three times the memory for a moment.
+  void reserve(std::int64_t images) { patches_.reserve(patches_.size() + static_cast<std::size_t>(images * grid_.count())); }
+
   Status observe(const Features& features, std::int64_t image, Parallel) {
     const auto& level = features[0];
     if (!(level.shape() == grid_)) return {Errc::shape_mismatch, "MemoryBank::observe: features of another shape than the first image's"};

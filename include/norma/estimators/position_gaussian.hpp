@@ -40,6 +40,13 @@ class PositionGaussian {
     return estimator;
   }
 
+  /// Largest memory of a fit, whatever the number of images: sums that become factors, a batch of 64 images, means.
+  static double fit_bytes(const FeatureShapes& shapes, std::int64_t /*images*/) noexcept {
+    const auto p = static_cast<double>(shapes[0].positions());
+    const auto d = static_cast<double>(shapes[0].channels);
+    return 4.0 * p * (d * (d + 1.0) / 2.0 + 64.0 * d + 3.0 * d);
+  }
+
   Status observe(const Features& features, std::int64_t, Parallel parallel) {
     const auto& level = features[0];
     if (!(level.shape() == grid_)) return {Errc::shape_mismatch, "PositionGaussian::observe: features of another shape than the first image's"};

@@ -93,6 +93,9 @@ class AnyDetector {
   }
 
   // The detector's own calls; detector.hpp says what they do.
+  [[nodiscard]] double fit_bytes(std::int64_t images) const {
+    return visit([&](const auto& detector) { return detector.fit_bytes(detector.settings(), images); });
+  }
   template <class SourceT>
   Status fit(const SourceT& source, const FitOptions& options = {}) {
     return visit([&](auto& detector) { return detector.fit(source, options); });
