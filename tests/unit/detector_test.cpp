@@ -1,10 +1,8 @@
 // The composition as a whole, on a network and pictures that are made here: fit, look, save, open, calibrate, merge, refuse.
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -15,29 +13,9 @@
 #include <norma/methods/patchcore.hpp>
 #include <norma/methods/spade.hpp>
 
+#include "support/count_allocations.hpp"
 #include "support/shared_fixtures.hpp"
 #include "support/tiny_detector.hpp"
-
-// Every allocation of the program is counted: looking at an image must not add to it. All forms are replaced together.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
-#endif
-static std::atomic<long> allocations{0};
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size == 0 ? 1 : size)) return p;
-  std::abort();
-}
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  ++allocations;
-  const auto a = static_cast<std::size_t>(alignment);
-  if (void* p = std::aligned_alloc(a, (size + a - 1) / a * a)) return p;
-  std::abort();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace {
 
@@ -132,14 +110,14 @@ TEST_CASE("looking at an image allocates nothing after preparation") {
     auto workspace = detector.make_workspace(threads);
     const Image good = tiny_picture(1), bad = tiny_picture(2, true, 90, 61);
     (void)detector.inspect(good, workspace);
-    const long before = allocations.load();
+    const std::int64_t before = allocation_count();
     float sum = 0.0f;
     for (int i = 0; i < 3; ++i) {
       sum += detector.inspect(good, workspace)->score;
       sum += detector.inspect(bad, workspace)->score;
     }
     CHECK(sum > 0.0f);
-    return allocations.load() - before;
+    return allocation_count() - before;
   };
   for (const int threads : {1, 2}) {
     CAPTURE(threads);
