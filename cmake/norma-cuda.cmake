@@ -1,27 +1,47 @@
 # norma::cuda: a library of the kernels for the usual types, one .cu for every operation under kernels/norma/cuda.
+# nvcc compiles it; who links it may be plain C++.
 file(GLOB norma_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/norma/cuda/*.cu")
-if(NOT norma_cuda_sources)
-  message(STATUS "norma: kernels/norma/cuda holds no .cu file, so there is no norma::cuda")
-  return()
-endif()
 
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "NORMA_CUDA: expected nvcc of the CUDA Toolkit 12 or newer, found none (-DCMAKE_CUDA_COMPILER=<path of nvcc>, or NORMA_CUDA=OFF)")
+endif()
+# Tests and benchmarks instantiate kernels of their own. Unless the user names architectures they get one, whose code every later device can run,
+# which halves what nvcc takes for them.
+if(DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(norma_program_architectures ${CMAKE_CUDA_ARCHITECTURES})
+else()
   set(CMAKE_CUDA_ARCHITECTURES 80 90)
+  set(norma_program_architectures 80)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit 12 REQUIRED)
 set(norma_has_cuda TRUE)
+option(NORMA_CUDA_LINEINFO "Source lines in the kernels, for profilers and compute-sanitizer" OFF)
 
+# Flags of everything here that nvcc compiles. CMake 3.25 knows no C++20 for nvcc 13, so it cannot be a feature.
+set(norma_nvcc_flags "")
+if(NOT "cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
+  list(APPEND norma_nvcc_flags -std=c++20)
+endif()
+if(NORMA_CUDA_LINEINFO)
+  list(APPEND norma_nvcc_flags -lineinfo)
+endif()
+if(NORMA_WERROR)
+  list(APPEND norma_nvcc_flags "SHELL:-Werror all-warnings")
+endif()
+
+if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
+  find_program(NORMA_CCACHE ccache)
+  if(NORMA_CCACHE)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER "${NORMA_CCACHE}")
+  endif()
+endif()
+
+# The runtime is linked statically: a program starts, and says what is missing, where no CUDA is installed.
 add_library(norma_cuda STATIC ${norma_cuda_sources})
 add_library(norma::cuda ALIAS norma_cuda)
 set_target_properties(norma_cuda PROPERTIES EXPORT_NAME cuda POSITION_INDEPENDENT_CODE ON)
-target_link_libraries(norma_cuda PUBLIC norma CUDA::cudart)
-
-# CMake 3.25 knows no C++20 for nvcc 13.
-if("cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
-  set(CMAKE_CUDA_STANDARD 20)
-  set_target_properties(norma_cuda PROPERTIES CUDA_STANDARD 20)
-else()
-  set(norma_cuda_standard $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
-  target_compile_options(norma_cuda PRIVATE ${norma_cuda_standard})
-endif()
+target_link_libraries(norma_cuda PUBLIC norma CUDA::cudart_static)
+target_compile_options(norma_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${norma_nvcc_flags}>")

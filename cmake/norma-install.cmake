@@ -12,14 +12,18 @@ if(norma_kernels)
 endif()
 
 install(TARGETS norma EXPORT norma-targets ${norma_file_sets})
-if(TARGET norma_cuda)
-  install(TARGETS norma_cuda EXPORT norma-targets ARCHIVE COMPONENT norma_development)
-endif()
 install(EXPORT norma-targets NAMESPACE norma:: DESTINATION "${norma_package_dir}" COMPONENT norma_development)
+set(norma_any_architecture ARCH_INDEPENDENT)
+if(TARGET norma_cuda)
+  # A set of its own, read by find_package(norma COMPONENTS cuda) alone: who does not ask for it needs no CUDA.
+  install(TARGETS norma_cuda EXPORT norma-cuda-targets ARCHIVE COMPONENT norma_development)
+  install(EXPORT norma-cuda-targets NAMESPACE norma:: DESTINATION "${norma_package_dir}" COMPONENT norma_development)
+  set(norma_any_architecture "")
+endif()
 
 configure_package_config_file(cmake/norma-config.cmake.in "${PROJECT_BINARY_DIR}/norma-config.cmake"
   INSTALL_DESTINATION "${norma_package_dir}" NO_SET_AND_CHECK_MACRO)
-write_basic_package_version_file("${PROJECT_BINARY_DIR}/norma-config-version.cmake" COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/norma-config-version.cmake" COMPATIBILITY SameMinorVersion ${norma_any_architecture})
 install(FILES "${PROJECT_BINARY_DIR}/norma-config.cmake" "${PROJECT_BINARY_DIR}/norma-config-version.cmake"
     "${PROJECT_SOURCE_DIR}/cmake/norma-dependencies.cmake"
   DESTINATION "${norma_package_dir}" COMPONENT norma_development)

@@ -10,11 +10,23 @@
 #define NORMA_HAS_EXCEPTIONS 0
 #endif
 
-// Function usable on the host and, under nvcc, on the device.
+// NORMA_HD: a function usable on the host and, under nvcc, on the device. The others are for kernels/: a function of the device alone,
+// a kernel (hidden, or two shared libraries of one process may swap theirs), its launch bounds, a loop that must (not) be unrolled. A host compiler
+// reads kernels as plain functions, for the emulation in tests/support/simt.
 #if defined(__CUDACC__)
 #define NORMA_HD __host__ __device__
+#define NORMA_DEVICE __device__ __forceinline__
+#define NORMA_KERNEL __attribute__((visibility("hidden"))) __global__ void
+#define NORMA_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
+#define NORMA_UNROLL _Pragma("unroll")
+#define NORMA_NO_UNROLL _Pragma("unroll 1")
 #else
 #define NORMA_HD
+#define NORMA_DEVICE inline
+#define NORMA_KERNEL inline void
+#define NORMA_LAUNCH_BOUNDS(...)
+#define NORMA_UNROLL
+#define NORMA_NO_UNROLL
 #endif
 
 // x86 code paths are compiled per function with a target attribute and chosen at run time,
@@ -39,6 +51,22 @@
 #define NORMA_RESTRICT
 #define NORMA_COLD
 #define NORMA_NOINLINE
+#endif
+
+// A loop of host code that must be unrolled to keep its arrays in registers. nvcc's front end does not know the pragma.
+#define NORMA_PRAGMA(text) _Pragma(#text)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
+#define NORMA_UNROLL_TIMES(n) NORMA_PRAGMA(GCC unroll n)
+#else
+#define NORMA_UNROLL_TIMES(n)
+#endif
+
+// A class whose values must be looked at. nvcc's front end takes every assignment to such a class for an ignored value, so there the compilers
+// that also read the code are left to check it.
+#if defined(__CUDACC__)
+#define NORMA_NODISCARD_CLASS
+#else
+#define NORMA_NODISCARD_CLASS [[nodiscard]]
 #endif
 
 // Vectors as built-in types (`vector_size`); elsewhere the same loops run on plain floats.

@@ -1,6 +1,7 @@
 # cmake -DHOW=<way> -DBUILD=<norma's build tree> -DSOURCE=<norma's sources> -DWORK=<scratch folder> -DCXX=<compiler> -DFLAGS=<flags>
-#       -DLAUNCHER=<ccache or nothing> -P check.cmake
-# Builds and runs the consumer beside this file, reaching norma by find_package, pkg_config, add_subdirectory or FetchContent.
+#       -DLAUNCHER=<ccache or nothing> -DCUDA=<true if norma::cuda was built> -P check.cmake
+# Builds and runs the consumer beside this file, reaching norma by find_package, pkg_config, add_subdirectory or FetchContent; by find_package also
+# a plain C++ program that links norma::cuda.
 set(consumer "${CMAKE_CURRENT_LIST_DIR}/consumer")
 file(REMOVE_RECURSE "${WORK}")
 file(MAKE_DIRECTORY "${WORK}")
@@ -46,10 +47,14 @@ if(HOW STREQUAL "pkg_config")
   file(MAKE_DIRECTORY "${WORK}/build")
   run(${LAUNCHER} "${CXX}" ${flags} -std=c++20 "${consumer}/main.cpp" "${consumer}/second.cpp" ${from_pkg_config} -o build/consumer)
 else()
-  run("${CMAKE_COMMAND}" -G Ninja -S "${consumer}" -B build "-DNORMA_HOW=${HOW}" "-DNORMA_SOURCE=${SOURCE}"
+  run("${CMAKE_COMMAND}" -G Ninja -S "${consumer}" -B build "-DNORMA_HOW=${HOW}" "-DNORMA_SOURCE=${SOURCE}" "-DNORMA_EXPECT_CUDA=${CUDA}"
     "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_CXX_FLAGS=${FLAGS}" "-DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}" "-DCMAKE_PREFIX_PATH=${prefix_path}")
   run("${CMAKE_COMMAND}" --build build)
 endif()
 run("${WORK}/build/consumer")
 message(STATUS "${run_output}")
+if(HOW STREQUAL "find_package" AND CUDA)
+  run("${WORK}/build/consumer_cuda")
+  message(STATUS "${run_output}")
+endif()
 file(REMOVE_RECURSE "${WORK}")

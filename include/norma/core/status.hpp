@@ -57,7 +57,7 @@ constexpr std::string_view to_string(Errc code) noexcept {
 }
 
 /// Success, or a code with one sentence. Success allocates nothing.
-class [[nodiscard]] Status {
+class NORMA_NODISCARD_CLASS Status {
  public:
   Status() noexcept = default;
   NORMA_COLD Status(Errc code, std::string message) : code_(code), message_(std::move(message)) { NORMA_EXPECTS(code != Errc::ok); }
@@ -92,13 +92,17 @@ class BadResult : public std::runtime_error {
 
 /// A value or the `Status` that says why there is none.
 template <class T>
-class [[nodiscard]] Result {
+class NORMA_NODISCARD_CLASS Result {
   static_assert(!std::is_same_v<std::remove_cv_t<T>, Status>, "Result<Status> says nothing that Status does not");
 
  public:
   using value_type = T;
 
-  Result(T value) : value_(std::move(value)) {}                                             // NOLINT(google-explicit-constructor)
+  // Two constructors instead of one by value: nvcc's front end moves a returned local only into a parameter that is an rvalue reference.
+  Result(T&& value) : value_(std::move(value)) {}                                           // NOLINT(google-explicit-constructor)
+  Result(const T& value)                                                                    // NOLINT(google-explicit-constructor)
+    requires std::is_copy_constructible_v<T>
+      : value_(value) {}
   Result(Status status) : status_(std::move(status)) { NORMA_EXPECTS(!status_.ok()); }      // NOLINT(google-explicit-constructor)
 
   [[nodiscard]] bool ok() const noexcept { return value_.has_value(); }

@@ -82,7 +82,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) inline void sha256_blocks_sha(std::u
     const __m128i abef_before = abef, cdgh_before = cdgh;
     __m128i w[4];
     for (int i = 0; i < 4; ++i) w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data) + i), swap);
-#pragma GCC unroll 16
+    NORMA_UNROLL_TIMES(16)
     for (int i = 0; i < 16; ++i) {  // four rounds, and the four message words that are needed 16 rounds later
       const __m128i now = w[i & 3];
       const __m128i sum = _mm_add_epi32(now, _mm_load_si128(constants + i));

@@ -1,0 +1,3 @@
+#include <norma/cuda/runtime.cuh>
+
+template struct norma::cuda::detail::Runtime<>;

@@ -1,0 +1,2 @@
+// The runtime's objects on a GPU.
+#include "device/runtime_cases.hpp"
