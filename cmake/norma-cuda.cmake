@@ -39,8 +39,17 @@ if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CUDA_COMPILER_LAUNCHER)
   endif()
 endif()
 
+# Warpgroup products exist in code for 9.0 alone that is compiled as 90a; the rest of the library runs elsewhere too.
+set(norma_sm90a_sources ${norma_cuda_sources})
+list(FILTER norma_sm90a_sources INCLUDE REGEX "_sm90a\\.cu$")
+list(FILTER norma_cuda_sources EXCLUDE REGEX "_sm90a\\.cu$")
+add_library(norma_cuda_sm90a OBJECT ${norma_sm90a_sources})
+set_target_properties(norma_cuda_sm90a PROPERTIES CUDA_ARCHITECTURES 90a-real POSITION_INDEPENDENT_CODE ON)
+target_link_libraries(norma_cuda_sm90a PRIVATE norma)
+target_compile_options(norma_cuda_sm90a PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${norma_nvcc_flags}>")
+
 # The runtime is linked statically: a program starts, and says what is missing, where no CUDA is installed.
-add_library(norma_cuda STATIC ${norma_cuda_sources})
+add_library(norma_cuda STATIC ${norma_cuda_sources} $<TARGET_OBJECTS:norma_cuda_sm90a>)
 add_library(norma::cuda ALIAS norma_cuda)
 set_target_properties(norma_cuda PROPERTIES EXPORT_NAME cuda POSITION_INDEPENDENT_CODE ON)
 target_link_libraries(norma_cuda PUBLIC norma CUDA::cudart_static)

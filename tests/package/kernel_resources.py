@@ -1,6 +1,6 @@
 """Checks what every kernel of norma::cuda takes of a multiprocessor, without one.
 
-Compiles each kernels/norma/cuda/*.cu for sm_80 and sm_90 up to the assembler (nothing is linked or run), reads its report, and fails where a kernel keeps
+Compiles each kernels/norma/cuda/*.cu for sm_80 and sm_90 (*_sm90a.cu for sm_90a) up to the assembler (nothing is linked or run), reads its report, and fails where a kernel keeps
 values in memory that it should keep in registers (spills, a stack frame), or where docs/kernels/resources.md says something else.
 
 usage: kernel_resources.py NVCC SOURCE_DIR [--update] [FILE.cu ...]      exit 0: fine; 1: not; 77: cannot tell here
@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 
-ARCHITECTURES = ["sm_80", "sm_90"]
+def architectures(stem):
+    return ["sm_90a"] if stem.endswith("_sm90a") else ["sm_80", "sm_90"]
+
+
 PROCESSES = 2
 
 # Kernels that run seldom or briefly may use memory: {part of the short name: why it does not matter}.
@@ -64,10 +67,10 @@ def short(name):
 def compile_one(nvcc, source, file, architecture):
     """[(mangled name, registers, static shared, stack, spilled)] or the compiler's complaint."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++20", f"-arch={architecture}", "-I", f"{source}/include", "-I", f"{source}/kernels", "-Xptxas", "-v",
+        command = [nvcc, "-std=c++20", "-gencode", f"arch=compute_{architecture[3:]},code={architecture}", "-I", f"{source}/include", "-I", f"{source}/kernels", "-Xptxas", "-v",
                    "-cubin", str(file), "-o", str(pathlib.Path(folder, "kernels.cubin"))]
         run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode != 0:
+    if run.returncode != 0 or "Potential Performance Loss" in run.stderr + run.stdout:
         return run.stdout + run.stderr
     kernels, name = [], None
     for line in run.stderr.splitlines() + run.stdout.splitlines():
@@ -90,12 +93,12 @@ def version_of(nvcc):
 def measure(nvcc, source, files):
     """{file: {short name: {architecture: (registers, shared, stack, spilled)}}} and complaints."""
     result, complaints = {}, []
-    jobs = [(file, architecture) for file in files for architecture in ARCHITECTURES]
+    jobs = [(file, architecture) for file in files for architecture in architectures(file.stem)]
     with concurrent.futures.ThreadPoolExecutor(PROCESSES) as pool:
         reports = list(pool.map(lambda job: compile_one(nvcc, source, *job), jobs))
     for (file, architecture), report in zip(jobs, reports):
         if isinstance(report, str):
-            complaints.append(f"{file.name} does not compile for {architecture}:\n{report}")
+            complaints.append(f"{file.name} for {architecture}:\n{report}")
             continue
         names = demangle([kernel[0] for kernel in report])
         for mangled, *numbers in report:
@@ -106,10 +109,10 @@ def measure(nvcc, source, files):
 def table(measured, nvcc_version):
     lines = [f"nvcc {nvcc_version}.", ""]
     for file in sorted(measured):
-        columns = [f"{what}, {architecture}" for architecture in ARCHITECTURES for what in ("registers", "shared", "stack")]
+        columns = [f"{what}, {architecture}" for architecture in architectures(file) for what in ("registers", "shared", "stack")]
         lines += [f"## {file}.cu", "", "| kernel | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
         for kernel in sorted(measured[file]):
-            cells = [str(n) for architecture in ARCHITECTURES for n in measured[file][kernel].get(architecture, ("-",) * 4)[:3]]
+            cells = [str(n) for architecture in architectures(file) for n in measured[file][kernel].get(architecture, ("-",) * 4)[:3]]
             lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

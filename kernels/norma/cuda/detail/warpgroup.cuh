@@ -8,6 +8,7 @@
 /// | `shared_operand(s, i)` | a tile at &s[i]: rows of 128 bytes of which row r keeps its 16-byte piece j at byte 128 r + 16 (j ^ (r % 8)); &s[i] a multiple of 1024 bytes |
 /// | `operand.later(bytes)` | the same rows, `bytes` (a multiple of 32) further along |
 /// | `async_proxy_fence()` | this thread's finished writes to shared memory count for products issued after the next barrier |
+/// | `warpgroup_registers(c)` | before products that add to c: what wrote c is done |
 /// | `warpgroup_begin()` | all threads of the warpgroup, before the first product on registers that other instructions wrote |
 /// | `warpgroup_mma<Element, N>(c, a, b, accumulate)` | issues c (+)= a b: 64 rows x N columns x 32 bytes of depth; c[4 j + i] is element i of warp_mma's layout for columns 8 j .., rows 16 (warp % 4) .. |
 /// | `warpgroup_commit()` | closes a group of products |
@@ -65,11 +66,16 @@ NORMA_DEVICE void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(G) : "memory");
 #endif
 }
+/// Nothing that writes or reads c moves across this call.
+template <int Count>
+NORMA_DEVICE void warpgroup_registers(float (&c)[Count]) {
+  NORMA_UNROLL
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
 template <int Count>
 NORMA_DEVICE void warpgroup_finish(float (&c)[Count]) {
   warpgroup_wait<0>();
-  NORMA_UNROLL
-  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(c[i])::"memory");  // no read of c moves above the wait
+  warpgroup_registers(c);
 }
 
 #define NORMA_WGMMA_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])

@@ -1,0 +1,2 @@
+// Inverse factors in the emulation.
+#include "device/cholesky_cases.hpp"

@@ -1,0 +1,2 @@
+// Inverse factors on a GPU.
+#include "device/cholesky_cases.hpp"

@@ -1,0 +1,2 @@
+// In the emulation.
+#include "device/convolution_cases.hpp"

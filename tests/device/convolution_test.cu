@@ -1,0 +1,2 @@
+// On a GPU.
+#include "device/convolution_cases.hpp"

@@ -1,0 +1,2 @@
+// Means and covariances in the emulation.
+#include "device/covariance_cases.hpp"

@@ -1,0 +1,2 @@
+// Means and covariances on a GPU.
+#include "device/covariance_cases.hpp"

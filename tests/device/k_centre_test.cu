@@ -1,0 +1,2 @@
+// Greedy k-centre on a GPU.
+#include "device/k_centre_cases.hpp"

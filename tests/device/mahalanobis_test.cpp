@@ -1,0 +1,2 @@
+// Distances in the emulation.
+#include "device/mahalanobis_cases.hpp"

@@ -1,0 +1,2 @@
+// Distances on a GPU.
+#include "device/mahalanobis_cases.hpp"

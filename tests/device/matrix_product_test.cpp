@@ -1,0 +1,2 @@
+// In the emulation.
+#include "device/matrix_product_cases.hpp"

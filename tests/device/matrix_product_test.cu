@@ -1,0 +1,2 @@
+// On a GPU.
+#include "device/matrix_product_cases.hpp"

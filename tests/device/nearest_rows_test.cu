@@ -1,0 +1,2 @@
+// Nearest rows on a GPU.
+#include <device/nearest_rows_cases.hpp>

@@ -1,0 +1,2 @@
+// In the emulation.
+#include "device/tile_product_cases.hpp"

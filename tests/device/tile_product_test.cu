@@ -1,0 +1,2 @@
+// On a GPU.
+#include "device/tile_product_cases.hpp"
