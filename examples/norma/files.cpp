@@ -270,7 +270,7 @@ int run_list(Arguments arguments) {
   }
   if (what == "all" || what == "backbones") {
     json.key("backbones").begin_array();
-    std::snprintf(line, sizeof line, "%s%-24s %6s %14s %12s %14s  %s\n", text.empty() ? "" : "\n", "backbone", "input", "parameters", "workspace", "multiply-adds", "layers (patchcore: the last two; spade: and a pooled one)");
+    std::snprintf(line, sizeof line, "%s%-32s %6s %14s %12s %14s  %s\n", text.empty() ? "" : "\n", "backbone", "input", "parameters", "workspace", "multiply-adds", "layers (patchcore: the last two; spade: and a pooled one)");
     text += line;
     for (const AnyNetwork& network : AnyNetwork::all()) {
       const nn::InputSpec input = network.input();
@@ -279,7 +279,7 @@ int run_list(Arguments arguments) {
       for (const auto tap : network.default_taps()) layers += (layers.empty() ? "" : ",") + std::string(tap);
       json.begin_object().member("name", network.name()).member("input", input.size).member("parameters", plan.summary().parameters);
       json.member("workspace_bytes", plan.summary().workspace_bytes).member("multiply_adds", plan.summary().multiply_adds).member("default_layers", layers).end_object();
-      std::snprintf(line, sizeof line, "%-24s %6d %12.2f M %9.2f MB %12.2f G  %s\n", std::string(network.name()).c_str(), input.size,
+      std::snprintf(line, sizeof line, "%-32s %6d %12.2f M %9.2f MB %12.2f G  %s\n", std::string(network.name()).c_str(), input.size,
                     static_cast<double>(plan.summary().parameters) / 1e6, static_cast<double>(plan.summary().workspace_bytes) / 1e6,
                     static_cast<double>(plan.summary().multiply_adds) / 1e9, layers.c_str());
       text += line;

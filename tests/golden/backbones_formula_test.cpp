@@ -1,5 +1,6 @@
 // Every backbone against PyTorch without any weight file: weights and input are functions of (tensor name, index), and
-// tests/data/backbones_formula.txt holds what PyTorch computes from them in float64 (tests/golden/backbones_formula.py).
+// tests/data/backbones_formula.txt holds what PyTorch computes from them in float64 (tests/golden/backbones_formula.py). Of the largest
+// networks it holds the outputs of the first blocks: the plan then loads and runs no more than those.
 // A projection of the error on random signs is about as large as the error's norm: four of them see an error wherever it is.
 #include <norma/backbones/backbones.hpp>
 
@@ -21,7 +22,7 @@ const std::vector<signed char>& signs(int k) {
   auto& row = all[k];
   if (row.empty()) {
     const test::FormulaNumbers u("projection" + std::to_string(k));
-    row.resize(200'000);
+    row.resize(700'000);
     for (std::size_t i = 0; i < row.size(); ++i) row[i] = u(static_cast<std::int64_t>(i)) < 0.5 ? -1 : 1;
   }
   return row;
@@ -49,12 +50,14 @@ double deviation(const Tensor<float>& map, const test::FormulaTap& expected) {
 // float32 rounding grows with depth: 4e-7 after the stem, 3e-6 after 150 layers; a wrong epsilon, padding or window moves a map by 1e-5 to 1.
 constexpr double kTolerance = 1e-5;
 
-void compare(const test::FormulaNetwork& expected, std::span<const test::FormulaTap> which, Parallel parallel) {
+/// `side` is the input size whose weight file is read, where that is not the one that is run.
+void compare(const test::FormulaNetwork& expected, std::span<const test::FormulaTap> which, Parallel parallel, std::int64_t side = 0) {
   const auto network = AnyNetwork::find(expected.name);
   REQUIRE(network.ok());
   std::vector<std::string_view> taps;
   for (const test::FormulaTap& tap : which) taps.push_back(tap.name);
-  const auto plan = nn::Plan::create(network->graph(), std::span<const std::string_view>(taps), expected.height, expected.width);
+  const auto plan = nn::Plan::create(network->graph(), std::span<const std::string_view>(taps), side > 0 ? side : expected.height,
+                                     side > 0 ? side : expected.width);
   REQUIRE(plan.ok());
   const Tensor<float> input = test::formula_input(expected.height, expected.width);
   const auto weights = test::formula_weights(*plan, expected.gains);
@@ -90,7 +93,8 @@ TEST_CASE("small backbones: the usual three outputs alone, with two workers") {
   CHECK(all.size() == AnyNetwork::all().size());
   for (const test::FormulaNetwork& expected : all) {
     if (expected.name != "resnet18" && expected.name != "resnet50_caffe" && expected.name != "mobilenet_v2" && expected.name != "squeezenet1_1" &&
-        expected.name != "efficientnet_lite2" && expected.name != "vit_tiny_patch16_224") {
+        expected.name != "efficientnet_lite2" && expected.name != "efficientnet_b0" && expected.name != "alexnet" &&
+        expected.name != "vit_tiny_patch16_224") {
       continue;
     }
     CAPTURE(expected.name);
@@ -102,5 +106,16 @@ TEST_CASE("small backbones: the usual three outputs alone, with two workers") {
       levels.push_back(*tap);
     }
     compare(expected, levels, pool.parallel());
+  }
+}
+
+TEST_CASE("transformers: at other sizes the position embedding is resampled as timm does it") {
+  const auto all = test::read_formula_networks("backbones_resized.txt");
+  CHECK(all.size() == 3);
+  for (const test::FormulaNetwork& expected : all) {
+    CAPTURE(expected.name);
+    const auto network = AnyNetwork::find(expected.name);
+    REQUIRE(network.ok());
+    compare(expected, expected.taps, {}, network->input().size);
   }
 }

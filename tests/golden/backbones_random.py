@@ -2,8 +2,8 @@
 
     python3 backbones_random.py DIR [NAME...]       then: NORMA_BACKBONE_GOLDEN_DIR=DIR <test program>
 
-Not kept in the repository (1.6 GB for all); backbones_formula.py makes the small files that are. Inputs are 64 x 64 (transformers 224 x 224),
-float32 on both sides; maps as [1, C, H, W]. Made with PyTorch 1.13, torchvision 0.14; seed 20 + index of the network; tolerance 2e-5.
+Not kept in the repository (6 GB for all); backbones_formula.py makes the small files that are. Inputs are 64 x 64 (transformers 224 x 224),
+(DeiT-base 384 x 384, CaiT-M48 448 x 448), float32 on both sides; maps as [1, C, H, W]. Made with PyTorch 1.13, torchvision 0.14; seed 20 + index of the network; tolerance 2e-5.
 """
 import json
 import struct
@@ -39,8 +39,10 @@ def randomize(network):
             module.running_mean.normal_(0.0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     for name, parameter in network.named_parameters():
-        if name in ("cls_token", "pos_embed"):
+        if name in ("cls_token", "dist_token", "pos_embed"):
             parameter.data.normal_(0.0, 0.1)
+        if name.endswith(("gamma_1", "gamma_2")):
+            parameter.data.uniform_(0.1, 0.5)
 
 
 def main():
@@ -50,7 +52,7 @@ def main():
         torch.manual_seed(20 + reference.NAMES.index(name))
         network = reference.build(name)
         randomize(network)
-        side = 224 if name in reference.VITS else 64
+        side = reference.input_side(name) if name in reference.TRANSFORMERS else 64
         x = torch.randn(1, 3, side, side)
         taps = {tap: value.transpose(2, 0, 1)[None] for tap, value in reference.run(name, network, x).items()}
         save(folder / f"{name}.safetensors", {k: v.numpy() for k, v in network.state_dict().items() if v.dtype == torch.float32})

@@ -2,6 +2,7 @@
 // PyTorch computes from them in float64, from tests/data/backbones_formula.txt. Without doctest: benchmarks use it too.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -67,6 +68,8 @@ inline Result<io::Weights> formula_weights(const nn::Plan& plan, FormulaGains ga
   std::int64_t floats = 0;
   for (const nn::Step& step : plan.steps()) {
     for (const nn::TensorSpec& tensor : nn::NodeTensors(plan.graph()[step.node], step.in, step.out)) {
+      const auto same = [&](const Entry& entry) { return entry.name == tensor.name(); };
+      if (std::any_of(entries.begin(), entries.end(), same)) continue;  // two layers may share their weights
       entries.push_back({tensor.name(), {tensor.shape().begin(), tensor.shape().end()}, floats, tensor.count()});
       floats += tensor.count();
     }
@@ -123,9 +126,9 @@ struct FormulaNetwork {
   }
 };
 
-/// All networks; none where the file is missing or cannot be read.
-inline std::vector<FormulaNetwork> read_formula_networks() {
-  std::ifstream file(NORMA_SOURCE_DIR "/tests/data/backbones_formula.txt");
+/// All networks of a file of tests/data; none where it is missing or cannot be read.
+inline std::vector<FormulaNetwork> read_formula_networks(const std::string& name = "backbones_formula.txt") {
+  std::ifstream file(NORMA_SOURCE_DIR "/tests/data/" + name);
   std::vector<FormulaNetwork> all;
   std::string line;
   while (std::getline(file, line)) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -14,9 +15,26 @@ namespace norma::test {
 
 struct StateDict {
   std::int64_t parameters = 0;
-  std::int64_t multiply_adds = 0;                            // for a 224 x 224 input
-  std::map<std::string, std::vector<std::int64_t>> tensors;  // name -> shape
+  std::int64_t multiply_adds = 0;                            // for a side x side input
+  std::int64_t side = 0;
+  std::map<std::string, std::vector<std::int64_t>> tensors;  // name -> shape; empty where only the digest is kept
+  std::int64_t tensor_count = 0;
+  std::uint64_t digest = 0;
 };
+
+/// FNV-1a of the lines "NAME SIZES", sorted by name: what the data file keeps of most networks.
+inline std::uint64_t digest_of(const std::map<std::string, std::vector<std::int64_t>>& tensors) {
+  std::uint64_t value = 0xCBF29CE484222325u;
+  const auto add = [&value](std::string_view text) {
+    for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+  };
+  for (const auto& [name, shape] : tensors) {
+    add(name);
+    for (const std::int64_t size : shape) add(" " + std::to_string(size));
+    add("\n");
+  }
+  return value;
+}
 
 /// All backbones by name.
 inline std::map<std::string, StateDict> read_state_dicts() {
@@ -32,11 +50,16 @@ inline std::map<std::string, StateDict> read_state_dicts() {
     if (name == "network") {
       words >> name;
       current = &all[name];
-      words >> current->parameters >> current->multiply_adds;
+      words >> current->parameters >> current->multiply_adds >> current->side;
       REQUIRE(words);
       continue;
     }
     REQUIRE(current != nullptr);
+    if (name == "digest") {
+      words >> current->tensor_count >> std::hex >> current->digest;
+      REQUIRE(words);
+      continue;
+    }
     std::vector<std::int64_t> shape;
     while (words >> word) {
       if (word.find_first_not_of("0123456789") == std::string::npos) {

@@ -129,11 +129,33 @@ std::vector<Value> reference(const Plan& plan, const Store& store, TensorView<co
       case Op::convolution: {
         const auto& w = get(node.name, ".weight");
         const std::int64_t in_group = in.shape.channels / node.groups, out_group = out.shape.channels / node.groups;
+        if (node.transposed) {
+          each(in, [&](std::int64_t y, std::int64_t x, std::int64_t i) {
+            for (std::int64_t o = 0; o < out_group; ++o)
+              for (int u = 0; u < node.kernel.height; ++u)
+                for (int v = 0; v < node.kernel.width; ++v) {
+                  const std::int64_t oy = y * node.stride + u * node.dilation - pad.top, ox = x * node.stride + v * node.dilation - pad.left;
+                  if (oy < 0 || ox < 0 || oy >= out.shape.height || ox >= out.shape.width) continue;
+                  out.at(oy, ox, i / in_group * out_group + o) +=
+                      in.at(y, x, i) * double{w[size(((i * out_group + o) * node.kernel.height + u) * node.kernel.width + v)]};
+                }
+          });
+          each(out, [&](std::int64_t y, std::int64_t x, std::int64_t o) {
+            if (node.bias) out.at(y, x, o) += double{get(node.name, ".bias")[size(o)]};
+            if (node.norm == Norm::batch) out.at(y, x, o) = normed(node.second, out.at(y, x, o), size(o));
+          });
+          break;
+        }
+        const auto mirrored = [&](std::int64_t at, std::int64_t length) {
+          if (pad.kind != PaddingKind::reflect) return at;
+          return at < 0 ? -at : at >= length ? 2 * length - 2 - at : at;
+        };
         each(out, [&](std::int64_t y, std::int64_t x, std::int64_t o) {
           double sum = 0.0;
           for (int u = 0; u < node.kernel.height; ++u)
             for (int v = 0; v < node.kernel.width; ++v) {
-              const std::int64_t iy = y * node.stride + u * node.dilation - pad.top, ix = x * node.stride + v * node.dilation - pad.left;
+              const std::int64_t iy = mirrored(y * node.stride + u * node.dilation - pad.top, in.shape.height);
+              const std::int64_t ix = mirrored(x * node.stride + v * node.dilation - pad.left, in.shape.width);
               if (iy < 0 || ix < 0 || iy >= in.shape.height || ix >= in.shape.width) continue;
               for (std::int64_t i = 0; i < in_group; ++i) {
                 sum += in.at(iy, ix, o / out_group * in_group + i) *
@@ -177,6 +199,34 @@ std::vector<Value> reference(const Plan& plan, const Store& store, TensorView<co
           out.at(0, 0, c) += in.at(y, x, c) / static_cast<double>(in.shape.positions());
         });
         break;
+      case Op::adaptive_average_pool:
+        each(out, [&](std::int64_t y, std::int64_t x, std::int64_t c) {
+          const auto first = [](std::int64_t i, std::int64_t n, std::int64_t m) { return i * n / m; };
+          const auto last = [](std::int64_t i, std::int64_t n, std::int64_t m) { return ((i + 1) * n + m - 1) / m; };
+          const std::int64_t y0 = first(y, in.shape.height, out.shape.height), y1 = last(y, in.shape.height, out.shape.height);
+          const std::int64_t x0 = first(x, in.shape.width, out.shape.width), x1 = last(x, in.shape.width, out.shape.width);
+          for (std::int64_t iy = y0; iy < y1; ++iy)
+            for (std::int64_t ix = x0; ix < x1; ++ix) out.at(y, x, c) += in.at(iy, ix, c) / static_cast<double>((y1 - y0) * (x1 - x0));
+        });
+        break;
+      case Op::flatten:
+        each(in, [&](std::int64_t y, std::int64_t x, std::int64_t c) {
+          out.at(0, 0, (c * in.shape.height + y) * in.shape.width + x) = in.at(y, x, c);
+        });
+        break;
+      case Op::instance_norm: {
+        const auto count = static_cast<double>(in.shape.positions());
+        for (std::int64_t c = 0; c < in.shape.channels; ++c) {
+          double mean = 0.0, variance = 0.0;
+          for (std::int64_t p = 0; p < in.shape.positions(); ++p) mean += in.data[size(p * in.shape.channels + c)] / count;
+          for (std::int64_t p = 0; p < in.shape.positions(); ++p) variance += std::pow(in.data[size(p * in.shape.channels + c)] - mean, 2) / count;
+          for (std::int64_t p = 0; p < in.shape.positions(); ++p) {
+            const std::size_t at = size(p * in.shape.channels + c);
+            out.data[at] = (in.data[at] - mean) / std::sqrt(variance + node.epsilon);
+          }
+        }
+        break;
+      }
       case Op::add:
       case Op::multiply: {
         const Value& other = values[size(node.inputs[1])];
@@ -226,6 +276,61 @@ std::vector<Value> reference(const Plan& plan, const Store& store, TensorView<co
         }
         break;
       }
+      case Op::talking_heads_attention: {
+        const std::int64_t tokens = in.shape.width, channels = out.shape.channels, heads = node.heads, dim = channels / heads;
+        const auto mix = [&](std::vector<double>& v, std::string_view tensor) {  // v [heads, tokens]
+          std::vector<double> mixed(v.size());
+          for (std::int64_t h = 0; h < heads; ++h)
+            for (std::int64_t u = 0; u < tokens; ++u) {
+              double sum = double{get(tensor, ".bias")[size(h)]};
+              for (std::int64_t g = 0; g < heads; ++g) sum += double{get(tensor, ".weight")[size(h * heads + g)]} * v[size(g * tokens + u)];
+              mixed[size(h * tokens + u)] = sum;
+            }
+          v = mixed;
+        };
+        for (std::int64_t t = 0; t < tokens; ++t) {
+          std::vector<double> score(size(heads * tokens));
+          for (std::int64_t h = 0; h < heads; ++h)
+            for (std::int64_t u = 0; u < tokens; ++u)
+              for (std::int64_t d = 0; d < dim; ++d)
+                score[size(h * tokens + u)] += in.at(0, t, h * dim + d) * in.at(0, u, channels + h * dim + d) / std::sqrt(static_cast<double>(dim));
+          mix(score, node.name);
+          for (std::int64_t h = 0; h < heads; ++h) {
+            double sum = 0.0;
+            for (std::int64_t u = 0; u < tokens; ++u) sum += score[size(h * tokens + u)] = std::exp(score[size(h * tokens + u)]);
+            for (std::int64_t u = 0; u < tokens; ++u) score[size(h * tokens + u)] /= sum;
+          }
+          mix(score, node.second);
+          for (std::int64_t h = 0; h < heads; ++h)
+            for (std::int64_t u = 0; u < tokens; ++u)
+              for (std::int64_t d = 0; d < dim; ++d)
+                out.at(0, t, h * dim + d) += score[size(h * tokens + u)] * in.at(0, u, 2 * channels + h * dim + d);
+        }
+        break;
+      }
+      case Op::class_attention: {
+        const Value& v = values[size(node.inputs[1])];
+        const Value& q = values[size(node.inputs[2])];
+        const std::int64_t tokens = in.shape.width, dim = in.shape.channels / node.heads;
+        for (int h = 0; h < node.heads; ++h) {
+          double sum = 0.0;
+          std::vector<double> weight(size(tokens));
+          for (std::int64_t u = 0; u < tokens; ++u) {
+            double dot = 0.0;
+            for (std::int64_t d = 0; d < dim; ++d) dot += q.at(0, 0, h * dim + d) * in.at(0, u, h * dim + d);
+            sum += weight[size(u)] = std::exp(dot / std::sqrt(static_cast<double>(dim)));
+          }
+          for (std::int64_t u = 0; u < tokens; ++u)
+            for (std::int64_t d = 0; d < dim; ++d) out.at(0, 0, h * dim + d) += weight[size(u)] / sum * v.at(0, u, h * dim + d);
+        }
+        break;
+      }
+      case Op::join_tokens: {
+        const Value& other = values[size(node.inputs[1])];
+        std::copy(in.data.begin(), in.data.end(), out.data.begin());
+        std::copy(other.data.begin(), other.data.end(), out.data.begin() + static_cast<std::ptrdiff_t>(in.data.size()));
+        break;
+      }
       case Op::attention: {
         const std::int64_t tokens = in.shape.width, channels = out.shape.channels, dim = channels / node.heads;
         for (int h = 0; h < node.heads; ++h)
@@ -262,7 +367,7 @@ std::vector<Value> reference(const Plan& plan, const Store& store, TensorView<co
         });
         break;
       case Op::grid: std::copy(in.data.begin() + node.class_tokens * in.shape.channels, in.data.end(), out.data.begin()); break;
-      case Op::first_token: std::copy(in.data.begin(), in.data.begin() + in.shape.channels, out.data.begin()); break;
+      case Op::token: std::copy_n(in.data.begin() + node.offset * in.shape.channels, in.shape.channels, out.data.begin()); break;
       case Op::layer_scale:
         each(out, [&](std::int64_t y, std::int64_t x, std::int64_t c) {
           out.at(y, x, c) = in.at(y, x, c) * double{get(node.name, "")[size(c)]};
@@ -756,26 +861,181 @@ TEST_CASE("executor: the picture as an output is the picture") {
   CHECK(tap.data == input.data());
 }
 
-TEST_CASE("executor: operations that it does not have are named") {
-  const auto refuse = [](auto add, std::string_view what) {
-    Network<4> net;
-    const int tap = add(net.b, net.b.convolution(net.b.input(6), {.name = "c", .out_channels = 6, .bias = true}));
-    const auto plan = Plan::create(*net.graph, std::span<const int>(&tap, 1), 4, 4);
-    INFO(plan.message());
-    REQUIRE(plan.ok());
-    const auto executor = Executor::create(*plan, to_weights(random_store(*plan)));
-    REQUIRE_FALSE(executor.ok());
+TEST_CASE("executor: transposed convolutions of every kind") {
+  Network<20> net;
+  Builder& b = net.b;
+  const int x = b.convolution(b.input(5), {.name = "c", .out_channels = 6, .kernel = 3, .padding = 1, .bias = true});
+  std::vector<int> taps;
+  const auto add = [&](const Convolution& settings) { taps.push_back(b.transposed_convolution(x, settings)); };
+  add({.name = "plain", .out_channels = 7, .kernel = 4, .stride = 2, .padding = 1, .bias = true, .activation = Activation::leaky_relu});
+  add({.name = "normed", .out_channels = 8, .kernel = 2, .stride = 2, .bias = true, .norm = "bn", .activation = Activation::relu});
+  add({.name = "uneven", .out_channels = 3, .kernel = {3, 5}, .stride = 2, .padding = {1, 2, 0, 1}});
+  add({.name = "dilated", .out_channels = 4, .kernel = 3, .padding = 1, .dilation = 2});
+  add({.name = "grouped", .out_channels = 9, .kernel = 3, .stride = 3, .groups = 3, .norm = "bn2"});
+  add({.name = "depthwise", .out_channels = 6, .kernel = 4, .stride = 2, .padding = 1, .groups = 6});
+  add({.name = "gaps", .out_channels = 5, .kernel = 2, .stride = 3, .bias = true});  // a kernel smaller than its stride leaves zeros
+  const int same = b.transposed_convolution(x, {.name = "same", .out_channels = 6, .kernel = 3, .padding = 1, .norm = "bn3"});
+  taps.push_back(b.add(same, x, Activation::relu));
+  check_network(*net.graph, taps, 7, 5, 21);
+  check_network(*net.graph, taps, 1, 3, 22);
+  const auto plan = Plan::create(*net.graph, taps, 7, 5);
+  REQUIRE(plan.ok());
+  CHECK(plan->summary().fused_adds == 1);
+}
+
+TEST_CASE("executor: reflection padding") {
+  // Windows of 3x3 with few channels (gathered), with many (Winograd), strided, dilated, grouped, one channel a group, uneven.
+  Network<20> net;
+  Builder& b = net.b;
+  const int x = b.input(3);
+  const int wide = b.convolution(x, {.name = "few", .out_channels = 24, .kernel = 3, .padding = Padding::reflect(1), .activation = Activation::relu});
+  std::vector<int> taps{wide};
+  const auto add = [&](const Convolution& settings) { taps.push_back(b.convolution(wide, settings)); };
+  Padding uneven{2, 0, 1, 3};
+  uneven.kind = PaddingKind::reflect;
+  add({.name = "many", .out_channels = 20, .kernel = 3, .padding = Padding::reflect(1), .norm = "bn"});
+  add({.name = "twice", .out_channels = 16, .kernel = 3, .padding = Padding::reflect(2), .bias = true});
+  add({.name = "strided", .out_channels = 8, .kernel = 5, .stride = 2, .padding = Padding::reflect(2)});
+  add({.name = "dilated", .out_channels = 8, .kernel = 3, .padding = Padding::reflect(2), .dilation = 2});
+  add({.name = "grouped", .out_channels = 8, .kernel = 3, .padding = Padding::reflect(1), .groups = 4});
+  add({.name = "depthwise", .out_channels = 24, .kernel = 3, .padding = Padding::reflect(1), .groups = 24});
+  add({.name = "uneven", .out_channels = 17, .kernel = 3, .padding = uneven});
+  const int residual = b.convolution(wide, {.name = "sum", .out_channels = 24, .kernel = 3, .padding = Padding::reflect(1)});
+  taps.push_back(b.add(residual, wide));
+  check_network(*net.graph, taps, 13, 18, 23);
+  check_network(*net.graph, taps, 4, 9, 24);
+  // A pad as large as the input has nothing to mirror.
+  const auto small = Plan::create(*net.graph, taps, 2, 9);
+  REQUIRE_FALSE(small.ok());
+  CHECK(small.code() == Errc::shape_mismatch);
+}
+
+TEST_CASE("executor: instance norm, adaptive pooling, a map as a vector") {
+  Network<20> net;
+  Builder& b = net.b;
+  const int x = b.convolution(b.input(5), {.name = "c", .out_channels = 35, .kernel = 3, .padding = 1, .bias = true});
+  const int normed = b.instance_norm(x);
+  const int squashed = b.activation(b.instance_norm(b.activation(normed, Activation::relu), 0.5f), Activation::tanh);
+  const int smaller = b.adaptive_average_pool(squashed, {3, 4});
+  const int larger = b.adaptive_average_pool(squashed, {11, 2});
+  const int vector = b.flatten(smaller, {3, 4});
+  const int logits = b.linear(vector, {.name = "fc", .out_channels = 6, .activation = Activation::relu});
+  check_network(*net.graph, std::vector<int>{normed, squashed, smaller, larger, vector, logits}, 7, 9, 25);
+  check_network(*net.graph, std::vector<int>{logits}, 3, 4, 26);
+  Network<4> wrong;
+  const int flat = wrong.b.flatten(wrong.b.input(2), {3, 4});
+  const auto plan = Plan::create(*wrong.graph, std::span<const int>(&flat, 1), 4, 3);
+  REQUIRE_FALSE(plan.ok());
+  CHECK(plan.code() == Errc::shape_mismatch);
+}
+
+TEST_CASE("executor: talking heads and class attention") {
+  Network<40> net;
+  Builder& b = net.b;
+  const int patches = b.convolution(b.input(3), {.name = "patch_embed.proj", .out_channels = 24, .kernel = 4, .stride = 4, .bias = true});
+  const int embedded = b.tokens(patches, {.position_embedding = "pos_embed"});
+  int y = b.linear(b.layer_norm(embedded, {.name = "norm1"}), {.name = "qkv", .out_channels = 72});
+  y = b.talking_heads_attention(y, 4, "proj_l", "proj_w");
+  const int mixed = b.add(b.layer_scale(y, "gamma"), embedded);
+  int cls = b.first_token(b.tokens(mixed, {.position_embedding = "", .class_token = "cls_token"}));
+  std::vector<int> taps{y, mixed};
+  for (int i = 0; i < 2; ++i) {
+    const Name p = name("class.", i, ".");
+    const int all = b.layer_norm(b.join_tokens(cls, mixed), {.name = p + "norm1"});
+    const int q = b.linear(b.token(all, 0), {.name = p + "q", .out_channels = 24});
+    const int k = b.linear(all, {.name = p + "k", .out_channels = 24});
+    const int v = b.linear(all, {.name = p + "v", .out_channels = 24, .bias = false});
+    const int attended = b.class_attention(q, k, v, 3);
+    cls = b.add(b.linear(attended, {.name = p + "proj", .out_channels = 24}), cls);
+    taps.push_back(attended);
+  }
+  taps.push_back(b.token(mixed, 3));
+  check_network(*net.graph, taps, 20, 28, 27);
+  check_network(*net.graph, std::vector<int>{cls}, 4, 16, 28);
+  const int missing = b.token(mixed, 8);
+  const auto plan = Plan::create(*net.graph, std::span<const int>(&missing, 1), 4, 16);
+  REQUIRE_FALSE(plan.ok());
+  CHECK(plan.code() == Errc::shape_mismatch);
+
+  Network<8> many;
+  const int heads = many.b.talking_heads_attention(many.b.linear(many.b.tokens(many.b.input(3), {.position_embedding = ""}),
+                                                                 {.name = "qkv", .out_channels = 3 * 65}), 65, "l", "w");
+  const auto crowded = Plan::create(*many.graph, std::span<const int>(&heads, 1), 1, 4);
+  REQUIRE(crowded.ok());
+  const auto executor = Executor::create(*crowded, to_weights(random_store(*crowded)));
+  REQUIRE_FALSE(executor.ok());
+  CHECK(executor.code() == Errc::unsupported);
+  CHECK(executor.message().find("at most 64 heads, found 65") != std::string::npos);
+}
+
+TEST_CASE("executor: a position embedding of another square grid is resampled, of anything else refused") {
+  Network<4> net;
+  Builder& b = net.b;
+  const int patches = b.convolution(b.input(1), {.name = "embed", .out_channels = 2, .kernel = 2, .stride = 2, .bias = true});
+  const int tokens = b.tokens(patches, {.position_embedding = "pos_embed", .class_token = "cls_token"});
+  const auto plan = Plan::create(*net.graph, std::span<const int>(&tokens, 1), 8, 12);  // 4 x 6 patches
+  REQUIRE(plan.ok());
+  Store store = random_store(*plan);
+  for (float& v : store.at("embed.weight").values) v = 0.0f;
+  for (float& v : store.at("embed.bias").values) v = 0.0f;
+  for (float& v : store.at("cls_token").values) v = 0.0f;
+  const auto embed = [&](std::int64_t side, const std::function<float(std::int64_t, std::int64_t, std::int64_t)>& at) {
+    Stored table{{1, side * side + 1, 2}, {7.0f, -7.0f}};  // the class token's row stays
+    for (std::int64_t y = 0; y < side; ++y)
+      for (std::int64_t x = 0; x < side; ++x)
+        for (std::int64_t c = 0; c < 2; ++c) table.values.push_back(at(y, x, c));
+    store["pos_embed"] = table;
+    auto executor = Executor::create(*plan, to_weights(store));
     INFO(executor.message());
-    CHECK(executor.code() == Errc::unsupported);
-    CHECK(executor.message().find(what) != std::string::npos);
-    CHECK(executor.message().find("node 2") != std::string::npos);
+    REQUIRE(executor.ok());
+    return run(*executor, norma::test::normal_tensor(1, {8, 12, 1}, 1).view(), 1).taps[0];
   };
-  refuse([](Builder& b, int x) { return b.transposed_convolution(x, {.name = "t", .out_channels = 4, .kernel = 2, .stride = 2}); },
-         "transposed convolution");
-  refuse([](Builder& b, int x) { return b.convolution(x, {.name = "r", .out_channels = 4, .kernel = 3, .padding = Padding::reflect(1)}); },
-         "reflection padding");
-  refuse([](Builder& b, int x) { return b.instance_norm(x); }, "instance_norm");
-  refuse([](Builder& b, int x) { return b.talking_heads_attention(x, 2, "l", "w"); }, "talking_heads_attention");
+  SUBCASE("a constant stays what it is, larger and smaller") {
+    for (const std::int64_t side : {1, 3, 5, 14}) {
+      const auto out = embed(side, [](auto, auto, std::int64_t c) { return c == 0 ? 1.5f : -2.0f; });
+      CHECK(out.data()[0] == 7.0f);
+      CHECK(out.data()[1] == -7.0f);
+      for (std::int64_t t = 1; t < 25; ++t) {
+        CHECK(std::abs(out.data()[2 * t] - 1.5f) <= 4e-7f);
+        CHECK(std::abs(out.data()[2 * t + 1] + 2.0f) <= 5e-7f);
+      }
+    }
+  }
+  SUBCASE("rows and columns are not mixed up; halving is the published filter") {
+    // Channel 0 grows down, channel 1 to the right: 8 -> 4 rows and 8 -> 6 columns. One step at row 4: weights of Pillow's bicubic for a
+    // factor 2 at the centres 2 o + 1, support 4, k(x) = 1.5 x^3 - 2.5 x^2 + 1 and -0.5 x^3 + 2.5 x^2 - 4 x + 2 of (j + 0.5 - centre) / 2.
+    const auto out = embed(8, [](std::int64_t y, std::int64_t x, std::int64_t c) { return c == 0 ? (y >= 4 ? 1.0f : 0.0f) : static_cast<float>(x); });
+    const auto k = [](double x) {
+      x = std::abs(x);
+      return x < 1 ? 1.5 * x * x * x - 2.5 * x * x + 1 : x < 2 ? -0.5 * x * x * x + 2.5 * x * x - 4 * x + 2 : 0.0;
+    };
+    for (int o = 0; o < 4; ++o) {
+      double sum = 0, all = 0;
+      for (int j = 0; j < 8; ++j) {
+        const double weight = k((j + 0.5 - (2 * o + 1)) / 2);
+        all += weight;
+        if (j >= 4) sum += weight;
+      }
+      for (int x = 0; x < 6; ++x) CHECK(std::abs(double{out.data()[2 * (1 + o * 6 + x)]} - sum / all) <= 2e-7);
+    }
+    for (int x = 1; x < 6; ++x) CHECK(out.data()[2 * (1 + x) + 1] > out.data()[2 * x + 1]);
+    for (int y = 1; y < 4; ++y) CHECK(out.data()[2 * (1 + 6 * y) + 1] == out.data()[2 * 1 + 1]);
+  }
+  SUBCASE("no square") {
+    store["pos_embed"] = {{1, 7, 2}, std::vector<float>(14, 1.0f)};
+    const auto executor = Executor::create(*plan, to_weights(store));
+    REQUIRE_FALSE(executor.ok());
+    CHECK(executor.code() == Errc::shape_mismatch);
+    CHECK(executor.message().find("[1, 7, 2]") != std::string::npos);
+  }
+  SUBCASE("other channels") {
+    store["pos_embed"] = {{1, 10, 3}, std::vector<float>(30, 1.0f)};
+    CHECK(Executor::create(*plan, to_weights(store)).code() == Errc::shape_mismatch);
+  }
+  SUBCASE("not a number") {
+    store["pos_embed"] = {{1, 10, 2}, std::vector<float>(20, std::numeric_limits<float>::quiet_NaN())};
+    CHECK(Executor::create(*plan, to_weights(store)).code() == Errc::not_finite);
+  }
 }
 
 TEST_CASE("executor: the plan and the kernels agree on sizes") {

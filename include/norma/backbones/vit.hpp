@@ -5,7 +5,7 @@
 /// Weights: cls_token, pos_embed, patch_embed.proj, blocks.<N>.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}, norm, head
 /// Taps:    block1 .. block12: the tokens after so many blocks without the class token, as a grid [14, 14, C];
 ///          cls: the class token after the final norm, [1, 1, C]; head [1, 1, 1000]
-/// The position embedding belongs to 14 x 14 patches: other input sizes do not fit.
+/// The position embedding belongs to 14 x 14 patches; for other input sizes it is resampled when the weights are loaded.
 #pragma once
 
 #include <norma/backbones/backbone.hpp>

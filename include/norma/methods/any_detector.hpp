@@ -23,7 +23,9 @@ namespace norma {
 /// One setting by name and text, as `{"coreset_ratio", "0.01"}`.
 using SettingText = std::pair<std::string, std::string>;
 
-class AnyDetector {
+/// A template so that a file which includes this header, but opens no model whose type it does not know, does not compile every method and backbone of the list.
+template <class Networks = backbones::detail::BuiltIn>
+class BasicAnyDetector {
  public:
   using Execution = Cpu<>;
   using Workspace = norma::Workspace<Execution>;
@@ -32,27 +34,27 @@ class AnyDetector {
 
   /// An empty detector. `settings` override the method's defaults in order. Errors: not_found (method, backbone, layer or setting,
   /// with what there is), invalid_argument (a value that cannot be), and what the weight file lacks.
-  static Result<AnyDetector> create(std::string_view method, std::string_view backbone, const io::Weights& weights,
+  static Result<BasicAnyDetector> create(std::string_view method, std::string_view backbone, const io::Weights& weights,
                                     std::span<const SettingText> settings = {}) {
-    NORMA_TRY(const AnyNetwork network, AnyNetwork::find(backbone));
-    return with_method(method, [&]<class D>(std::type_identity<D>) -> Result<AnyDetector> {
+    NORMA_TRY(const AnyNetwork network, AnyNetwork::find<Networks>(backbone));
+    return with_method(method, [&]<class D>(std::type_identity<D>) -> Result<BasicAnyDetector> {
       NORMA_TRY(const typename D::Settings chosen, settings_for<D>(network, settings));
       NORMA_TRY(D detector, D::create(weights, chosen));
-      return AnyDetector(std::move(detector));
+      return BasicAnyDetector(std::move(detector));
     });
   }
 
   /// Opens a model file of any method of the list.
-  static Result<AnyDetector> open(const std::string& path, const OpenOptions& options = {}) {
+  static Result<BasicAnyDetector> open(const std::string& path, const OpenOptions& options = {}) {
     NORMA_TRY(const io::Weights file, io::Weights::open(path));
     return open(file, options);
   }
-  static Result<AnyDetector> open(const io::Weights& file, const OpenOptions& options = {}) { return open_from<0>(file, options); }
+  static Result<BasicAnyDetector> open(const io::Weights& file, const OpenOptions& options = {}) { return open_from<0>(file, options); }
 
   /// Every setting of a method: `visitor(name, default value as text, help)`. Defaults are those for `backbone`.
   template <class Visitor>
   static Status for_each_setting(std::string_view method, std::string_view backbone, Visitor&& visitor) {
-    NORMA_TRY(const AnyNetwork network, AnyNetwork::find(backbone));
+    NORMA_TRY(const AnyNetwork network, AnyNetwork::find<Networks>(backbone));
     const auto done = with_method(method, [&]<class D>(std::type_identity<D>) -> Result<bool> {
       const typename D::Settings defaults = defaults_for<D>(network);
       D::Settings::visit(defaults, [&](std::string_view name, const auto& value, std::string_view help) { visitor(name, field_text(value), help); });
@@ -62,7 +64,7 @@ class AnyDetector {
   }
   /// Bytes that looking at one frame needs with a method's settings.
   static Result<std::size_t> workspace_bytes(std::string_view method, std::string_view backbone, std::span<const SettingText> settings = {}, int threads = 1) {
-    NORMA_TRY(const AnyNetwork network, AnyNetwork::find(backbone));
+    NORMA_TRY(const AnyNetwork network, AnyNetwork::find<Networks>(backbone));
     return with_method(method, [&]<class D>(std::type_identity<D>) -> Result<std::size_t> {
       NORMA_TRY(const typename D::Settings chosen, settings_for<D>(network, settings));
       NORMA_CHECK(D::Backbone::validate(chosen.backbone));
@@ -134,7 +136,7 @@ class AnyDetector {
   }
 
  private:
-  explicit AnyDetector(Any any) : any_(std::move(any)) {}
+  explicit BasicAnyDetector(Any any) : any_(std::move(any)) {}
 
   // Runs `f` with the type that `method` names.
   template <class F, std::size_t I = 0>
@@ -171,7 +173,7 @@ class AnyDetector {
   }
 
   template <std::size_t I>
-  static Result<AnyDetector> open_from(const io::Weights& file, const OpenOptions& options) {
+  static Result<BasicAnyDetector> open_from(const io::Weights& file, const OpenOptions& options) {
     using D = std::variant_alternative_t<I, Any>;
     if constexpr (I + 1 < std::variant_size_v<Any>) {
       if (D::stored_settings(file).code() == Errc::wrong_type) return open_from<I + 1>(file, options);
@@ -182,10 +184,12 @@ class AnyDetector {
                                           " in format " + std::string(file.metadata("norma.format_version").value_or("none")) + ", expected one of " + known);
     }
     NORMA_TRY(D detector, D::open(file, options));
-    return AnyDetector(std::move(detector));
+    return BasicAnyDetector(std::move(detector));
   }
 
   Any any_;
 };
+
+using AnyDetector = BasicAnyDetector<>;
 
 }  // namespace norma

@@ -32,16 +32,46 @@ namespace norma::nn {
 
 /// The numbers that the convolution kernels take.
 constexpr ConvolutionGeometry convolution_geometry(const Node& node, const Padding& padding) noexcept {
-  return {node.kernel.height, node.kernel.width, node.stride,   node.dilation, padding.top,
-          padding.left,       padding.bottom,    padding.right, node.groups};
+  return {.kernel_height = node.kernel.height,
+          .kernel_width = node.kernel.width,
+          .stride = node.stride,
+          .dilation = node.dilation,
+          .pad_top = padding.top,
+          .pad_left = padding.left,
+          .pad_bottom = padding.bottom,
+          .pad_right = padding.right,
+          .groups = node.groups,
+          .border = padding.kind == PaddingKind::reflect ? Border::mirror : Border::zeros};
+}
+
+/// The same for a transposed convolution, whose kernels take neither groups nor dilation nor a kernel smaller than its stride: those become
+/// zeros of a larger dense kernel (`dense_transposed_weight`), which costs more products.
+constexpr ConvolutionGeometry transposed_geometry(const Node& node, const Padding& padding) noexcept {
+  const auto extent = [&](int kernel) { return node.dilation * (kernel - 1) + 1; };
+  const int height = extent(node.kernel.height), width = extent(node.kernel.width);
+  ConvolutionGeometry g = convolution_geometry(node, padding);
+  g.kernel_height = height < node.stride ? node.stride : height;
+  g.kernel_width = width < node.stride ? node.stride : width;
+  g.pad_bottom += g.kernel_height - height;
+  g.pad_right += g.kernel_width - width;
+  g.dilation = 1;
+  g.groups = 1;
+  return g;
 }
 
 /// Scratch of one step, its output not counted.
 constexpr std::size_t step_scratch_bytes(const Node& node, const Step& step, int workers) noexcept {
   switch (node.op) {
-    case Op::convolution: return convolution_scratch_bytes(step.in, step.out.channels, convolution_geometry(node, step.padding), workers);
+    case Op::convolution:
+      if (node.transposed) {
+        return convolution_transposed_scratch_bytes(step.in, step.out.channels, transposed_geometry(node, step.padding), workers);
+      }
+      return convolution_scratch_bytes(step.in, step.out.channels, convolution_geometry(node, step.padding), workers);
     case Op::linear: return linalg::gemm_scratch_bytes(step.in.positions(), step.out.channels, step.in.channels, workers);
     case Op::attention: return attention_scratch_bytes(step.in.positions(), step.out.channels, node.heads, workers);
+    case Op::talking_heads_attention:
+      return talking_heads_attention_scratch_bytes(step.in.positions(), step.out.channels, node.heads, workers);
+    case Op::class_attention: return class_attention_scratch_bytes(step.in.positions(), node.heads);
     default: return 0;
   }
 }
@@ -75,7 +105,7 @@ class Executor {
   Executor() = default;
 
   /// Loads what the taps need. Errors name the file, the tensor and the node: unknown tap, input too small, tensor missing, surplus or
-  /// of another shape, weights that are not finite, an operation that this executor does not have.
+  /// of another shape, weights that are not finite. The position embedding of another square grid of patches is resampled.
   static Result<Executor> create(GraphView graph, std::span<const std::string_view> taps, std::int64_t height, std::int64_t width,
                                  const io::Weights& weights, SurplusTensors surplus = SurplusTensors::refuse) {
     NORMA_TRY(auto plan, Plan::create(graph, taps, height, width));
@@ -113,8 +143,9 @@ class Executor {
   // What one step needs; which members are used depends on its operation.
   struct Layer {
     PackedConvolution convolution;
+    PackedTransposedConvolution transposed;
     linalg::PackedMatrix matrix;
-    Buffer<float> scale;  // layer norm, standing batch norm, layer scale; tokens: one row a token
+    Buffer<float> scale;  // layer norm, standing batch norm, layer scale; tokens: one row a token; talking heads: both mixes, see below
     Buffer<float> shift;  // bias
   };
   class Loader;
@@ -127,6 +158,60 @@ class Executor {
   std::vector<std::string> live_names_;
 };
 
+namespace detail {
+
+/// Where one output of a resampled axis takes its values from.
+struct ResampledAt {
+  std::int64_t first = 0;
+  std::vector<double> weights;
+};
+
+/// Bicubic (a = -1/2) as Pillow and PyTorch's `antialias=True` do it: the kernel grows with the scale where the axis shrinks, weights are
+/// normalised inside the input.
+inline std::vector<ResampledAt> resampled_axis(std::int64_t in, std::int64_t out) {
+  const auto cubic = [](double x) {
+    x = std::abs(x);
+    if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1.0;
+    return x < 2.0 ? ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 : 0.0;
+  };
+  const double scale = static_cast<double>(in) / static_cast<double>(out);
+  const double stretch = std::max(scale, 1.0);
+  std::vector<ResampledAt> axis(static_cast<std::size_t>(out));
+  for (std::size_t i = 0; i < axis.size(); ++i) {
+    const double centre = scale * (static_cast<double>(i) + 0.5);
+    axis[i].first = std::max<std::int64_t>(static_cast<std::int64_t>(centre - 2.0 * stretch + 0.5), 0);
+    const std::int64_t last = std::min(static_cast<std::int64_t>(centre + 2.0 * stretch + 0.5), in);
+    double sum = 0.0;
+    for (std::int64_t j = axis[i].first; j < last; ++j) {
+      axis[i].weights.push_back(cubic((static_cast<double>(j) - centre + 0.5) / stretch));
+      sum += axis[i].weights.back();
+    }
+    for (double& weight : axis[i].weights) weight /= sum;
+  }
+  return axis;
+}
+
+/// A position embedding [height, width, channels] for another grid, as timm resamples it (bicubic with antialiasing).
+inline void resample_positions(const float* from, Shape in, float* to, Shape out) {
+  const auto rows = resampled_axis(in.height, out.height), columns = resampled_axis(in.width, out.width);
+  std::vector<double> sums(static_cast<std::size_t>(in.channels));
+  for (const ResampledAt& row : rows) {
+    for (const ResampledAt& column : columns) {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (std::size_t u = 0; u < row.weights.size(); ++u) {
+        for (std::size_t v = 0; v < column.weights.size(); ++v) {
+          const double weight = row.weights[u] * column.weights[v];
+          const std::int64_t position = (row.first + static_cast<std::int64_t>(u)) * in.width + column.first + static_cast<std::int64_t>(v);
+          for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * double{from[position * in.channels + static_cast<std::int64_t>(c)]};
+        }
+      }
+      for (const double sum : sums) *to++ = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace detail
+
 /// Reads, checks and folds. Lives while an executor is made.
 class Executor::Loader {
  public:
@@ -135,8 +220,6 @@ class Executor::Loader {
   Status load(const Step& step, Layer& layer) {
     const Node& node = graph_[step.node];
     node_ = step.node;
-    if (node.transposed) return unsupported("a transposed convolution");
-    if (node.padding.kind == PaddingKind::reflect) return unsupported("reflection padding");
     const NodeTensors tensors(node, step.in, step.out);
     switch (node.op) {
       case Op::convolution: return load_convolution(node, step, tensors, layer);
@@ -157,8 +240,7 @@ class Executor::Loader {
       }
       case Op::batch_norm: return load_norm(tensors.specs.data(), node.epsilon, layer.scale, layer.shift);
       case Op::tokens: return load_tokens(step, tensors, layer);
-      case Op::talking_heads_attention:
-      case Op::instance_norm: return unsupported(to_string(node.op));
+      case Op::talking_heads_attention: return load_mixes(node, tensors, layer);
       default: return {};
     }
   }
@@ -191,9 +273,6 @@ class Executor::Loader {
 
  private:
   [[nodiscard]] std::string where() const { return "nn::Executor::create: " + detail::describe(graph_, node_) + ": "; }
-  Status unsupported(std::string_view what) const {
-    return {Errc::unsupported, where() + "the host executor does not have " + std::string(what)};
-  }
 
   Result<Buffer<float>> read(const TensorSpec& spec) {
     std::string name = spec.name();
@@ -232,6 +311,7 @@ class Executor::Loader {
 
   Status load_convolution(const Node& node, const Step& step, const NodeTensors& tensors, Layer& layer) {
     NORMA_TRY(auto weight, read(tensors.specs[0]));
+    if (node.transposed) weight = dense_transposed_weight(node, step, weight);
     const std::int64_t channels = step.out.channels;
     const TensorSpec bias_spec{TensorRole::bias, node.name.view(), ".bias", {channels}, 1};
     const std::string bias_name = bias_spec.name();
@@ -252,9 +332,13 @@ class Executor::Loader {
         Buffer<float> scale, bias;
         if (node.bias) { NORMA_TRY(bias, read(bias_spec)); }
         NORMA_CHECK(load_norm(norm, node.epsilon, scale, layer.shift));
-        const std::int64_t fan_in = weight.size() / channels;
+        // [O, the rest], or transposed [I, O, window]
+        const std::int64_t outer = node.transposed ? step.in.channels : 1;
+        const std::int64_t inner = weight.size() / (outer * channels);
         for (std::int64_t o = 0; o < channels; ++o) {
-          for (std::int64_t i = 0; i < fan_in; ++i) weight[o * fan_in + i] *= scale[o];
+          for (std::int64_t i = 0; i < outer; ++i) {
+            for (std::int64_t k = 0; k < inner; ++k) weight[(i * channels + o) * inner + k] *= scale[o];
+          }
           if (node.bias) layer.shift[o] += scale[o] * bias[o];
         }
         for (std::int64_t i = 0; i < weight.size(); ++i) {
@@ -263,8 +347,65 @@ class Executor::Loader {
       }
     }
     if (folded && (node.bias || node.norm == Norm::batch)) { NORMA_TRY(layer.shift, read(bias_spec)); }
+    if (node.transposed) {
+      layer.transposed = PackedTransposedConvolution::pack(weight.span(), step.in, channels, transposed_geometry(node, step.padding));
+      return {};
+    }
     layer.convolution = PackedConvolution::pack(weight.span(), step.in, channels, convolution_geometry(node, step.padding));
     return {};
+  }
+
+  // [I, O/groups, kh, kw] as [I, O, kh', kw'] of `transposed_geometry`, zeros between.
+  static Buffer<float> dense_transposed_weight(const Node& node, const Step& step, const Buffer<float>& weight) {
+    const ConvolutionGeometry g = transposed_geometry(node, step.padding);
+    const std::int64_t in_group = step.in.channels / node.groups, out_group = step.out.channels / node.groups;
+    Buffer<float> dense(step.in.channels * step.out.channels * g.kernel_height * g.kernel_width);
+    std::fill_n(dense.data(), dense.size(), 0.0f);
+    std::int64_t from = 0;
+    for (std::int64_t i = 0; i < step.in.channels; ++i) {
+      for (std::int64_t o = 0; o < out_group; ++o) {
+        float* to = dense.data() + (i * step.out.channels + i / in_group * out_group + o) * g.kernel_height * g.kernel_width;
+        for (std::int64_t u = 0; u < node.kernel.height; ++u) {
+          for (std::int64_t v = 0; v < node.kernel.width; ++v) to[(u * g.kernel_width + v) * node.dilation] = weight[from++];
+        }
+      }
+    }
+    return dense;
+  }
+
+  // The mix of the scores [heads, heads] and its bias [heads], then the same of the weights: in `scale` one after the other.
+  Status load_mixes(const Node& node, const NodeTensors& tensors, Layer& layer) {
+    if (node.heads > kMaxMixedHeads) {
+      return {Errc::unsupported,
+              where() + "expected at most " + std::to_string(kMaxMixedHeads) + " heads, found " + std::to_string(node.heads)};
+    }
+    layer.scale = Buffer<float>(2 * (std::int64_t{node.heads} * node.heads + node.heads));
+    std::int64_t at = 0;
+    for (const TensorSpec& spec : tensors) {
+      NORMA_TRY(const auto values, read(spec));
+      std::copy_n(values.data(), values.size(), layer.scale.data() + at);
+      at += values.size();
+    }
+    return {};
+  }
+
+  // A position embedding for another square grid of patches is resampled to this one's, its rows for class tokens kept.
+  Result<Buffer<float>> read_position_embedding(const Step& step, const TensorSpec& spec) {
+    const io::TensorInfo* stored = weights_.find(spec.name());
+    const std::int64_t channels = step.out.channels;
+    const std::int64_t class_rows = spec.dims[1] - step.in.positions();
+    if (stored == nullptr || stored->shape.size() != 3 || stored->shape[1] == spec.dims[1] || stored->shape[2] != channels) return read(spec);
+    const std::int64_t positions = stored->shape[1] - class_rows;
+    const auto side = static_cast<std::int64_t>(std::lround(std::sqrt(static_cast<double>(std::max<std::int64_t>(positions, 0)))));
+    if (side < 1 || side * side != positions) return read(spec);
+    TensorSpec as_stored = spec;
+    as_stored.dims[1] = stored->shape[1];
+    NORMA_TRY(const auto values, read(as_stored));
+    Buffer<float> resampled(spec.count());
+    std::copy_n(values.data(), class_rows * channels, resampled.data());
+    detail::resample_positions(values.data() + class_rows * channels, {side, side, channels}, resampled.data() + class_rows * channels,
+                               {step.in.height, step.in.width, channels});
+    return resampled;
   }
 
   // One row a token: the position embedding, for class tokens with the token itself.
@@ -272,11 +413,12 @@ class Executor::Loader {
     const std::int64_t channels = step.out.channels;
     layer.scale = Buffer<float>(step.out.count());
     std::int64_t row = 0;
+    std::fill_n(layer.scale.data(), layer.scale.size(), 0.0f);
     for (const TensorSpec& spec : tensors) {
-      NORMA_TRY(const auto values, read(spec));
       if (spec.role == TensorRole::position_embedding) {
-        layer.scale = values;
+        NORMA_TRY(layer.scale, read_position_embedding(step, spec));
       } else {
+        NORMA_TRY(const auto values, read(spec));
         for (std::int64_t c = 0; c < channels; ++c) layer.scale[row * channels + c] += values[c];
         ++row;
       }
@@ -305,7 +447,7 @@ inline Result<Executor> Executor::create(Plan plan, const io::Weights& weights, 
 inline std::size_t Executor::weight_bytes() const noexcept {
   std::size_t total = 0;
   for (const Layer& layer : layers_) {
-    total += layer.convolution.bytes() + layer.matrix.bytes() +
+    total += layer.convolution.bytes() + layer.transposed.bytes() + layer.matrix.bytes() +
              static_cast<std::size_t>(layer.scale.size() + layer.shift.size()) * sizeof(float);
   }
   return total;
@@ -381,6 +523,28 @@ inline void multiply_elements(TensorView<const float> a, TensorView<const float>
   });
 }
 
+/// Rows of a, then rows of b, image by image.
+inline void join_tokens(TensorView<const float> a, TensorView<const float> b, TensorView<float> y, Parallel parallel) {
+  const std::int64_t first = a.height * a.width * a.channels, second = b.height * b.width * b.channels;
+  parallel.run(y.batch, [&](std::int64_t n, int) {
+    float* to = y.data + n * (first + second);
+    std::memcpy(to, a.data + n * first, static_cast<std::size_t>(first) * sizeof(float));
+    std::memcpy(to + first, b.data + n * second, static_cast<std::size_t>(second) * sizeof(float));
+  });
+}
+
+/// [h, w, C] -> [1, 1, C h w], channel by channel.
+inline void flatten(TensorView<const float> x, TensorView<float> y, Parallel parallel) {
+  const std::int64_t positions = x.height * x.width;
+  parallel.run(x.batch, [&](std::int64_t n, int) {
+    const float* from = x.image(n).data;
+    float* to = y.image(n).data;
+    for (std::int64_t c = 0; c < x.channels; ++c) {
+      for (std::int64_t p = 0; p < positions; ++p) to[c * positions + p] = from[p * x.channels + c];
+    }
+  });
+}
+
 inline void slice_channels(TensorView<const float> x, std::int64_t offset, TensorView<float> y, Parallel parallel) {
   parallel.run_ranges(y.batch * y.height * y.width, 64, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t i = first; i < last; ++i) {
@@ -399,7 +563,13 @@ inline void Executor::run_step(const Step& step, const Layer& layer, std::span<c
   const PoolingGeometry pooling{node.kernel.height, node.kernel.width,   node.stride,       step.padding.top,
                                 step.padding.left,  step.padding.bottom, step.padding.right};
   switch (node.op) {
-    case Op::convolution: convolution(x, layer.convolution, out, bias, residual, step.activation, parallel, arena); break;
+    case Op::convolution:
+      if (node.transposed) {
+        convolution_transposed(x, layer.transposed, out, bias, residual, step.activation, parallel, arena);
+        break;
+      }
+      convolution(x, layer.convolution, out, bias, residual, step.activation, parallel, arena);
+      break;
     case Op::linear: {
       const auto more = residual.data == nullptr ? MatrixView<const float>() : residual.patches();
       linalg::gemm(x.patches(), layer.matrix, out.patches(), {bias, more, step.activation}, parallel, arena);
@@ -408,6 +578,7 @@ inline void Executor::run_step(const Step& step, const Layer& layer, std::span<c
     case Op::max_pool: max_pool(x, pooling, out, parallel); break;
     case Op::average_pool: average_pool(x, pooling, node.count_include_pad ? PaddingCounts::yes : PaddingCounts::no, out, parallel); break;
     case Op::global_average_pool: global_average_pool(x, out, parallel); break;
+    case Op::adaptive_average_pool: adaptive_average_pool(x, out, parallel); break;
     case Op::add: add(x, in[1], step.activation, out, parallel); break;
     case Op::multiply:
       if (in[1].shape() == out.shape()) {
@@ -425,6 +596,21 @@ inline void Executor::run_step(const Step& step, const Layer& layer, std::span<c
     case Op::attention:
       for (std::int64_t n = 0; n < x.batch; ++n) attention(x.image(n).patches(), node.heads, out.image(n).patches(), parallel, arena);
       break;
+    case Op::talking_heads_attention: {
+      const std::int64_t heads = node.heads;
+      const float* logits = layer.scale.data();
+      const float* weights = logits + heads * heads + heads;
+      for (std::int64_t n = 0; n < x.batch; ++n) {
+        talking_heads_attention(x.image(n).patches(), node.heads, logits, logits + heads * heads, weights, weights + heads * heads,
+                                out.image(n).patches(), parallel, arena);
+      }
+      break;
+    }
+    case Op::class_attention:
+      for (std::int64_t n = 0; n < x.batch; ++n) {
+        class_attention(in[2].image(n).data, x.image(n).patches(), in[1].image(n).patches(), node.heads, out.image(n).data, parallel, arena);
+      }
+      break;
     case Op::resize:
       if (node.interpolation == Interpolation::nearest) {
         upsample_nearest(x, out, parallel);
@@ -433,11 +619,12 @@ inline void Executor::run_step(const Step& step, const Layer& layer, std::span<c
       }
       break;
     case Op::grid: detail::copy_positions(x, node.class_tokens, out.height * out.width, out, parallel); break;
-    case Op::first_token: detail::copy_positions(x, 0, 1, out, parallel); break;
+    case Op::token: detail::copy_positions(x, node.offset, 1, out, parallel); break;
+    case Op::join_tokens: detail::join_tokens(x, in[1], out, parallel); break;
+    case Op::flatten: detail::flatten(x, out, parallel); break;
     case Op::slice: detail::slice_channels(x, node.offset, out, parallel); break;
-    case Op::input:
-    case Op::talking_heads_attention:
-    case Op::instance_norm: break;  // refused by `create`
+    case Op::instance_norm: instance_norm(x, node.epsilon, out, parallel); break;
+    case Op::input: break;  // is no step
   }
 }
 

@@ -132,6 +132,7 @@ enum class Op : std::uint8_t {
   max_pool,             ///< padding never wins
   average_pool,         ///< with or without the padding in the count
   global_average_pool,  ///< [1, 1, C]
+  adaptive_average_pool,  ///< [kernel.height, kernel.width, C], PyTorch's regions
   add,                  ///< two nodes of one shape; activation
   multiply,             ///< inputs[1] of the same shape, or a gate [1, 1, C]
   concat,               ///< along channels
@@ -141,8 +142,10 @@ enum class Op : std::uint8_t {
   attention,            ///< multi-head self-attention of [1, T, 3 C] = (q, k, v) as timm lays them out -> [1, T, C]
   resize,               ///< nearest or bilinear, by a whole factor
   grid,                 ///< [1, T, C] without its first tokens -> [h, w, C]
-  first_token,          ///< [1, T, C] -> [1, 1, C]: the class token
-  // Described so that graphs can be written with them; an executor that lacks one says so by name.
+  token,                ///< [1, T, C] -> [1, 1, C]: the one at `offset`
+  join_tokens,          ///< [1, A, C] and [1, B, C] -> [1, A + B, C]
+  class_attention,      ///< keys and values [1, T, C], query [1, 1, C] -> [1, 1, C] (CaiT)
+  flatten,              ///< [kernel.height, kernel.width, C] -> [1, 1, all], channel by channel as PyTorch counts them
   layer_scale,              ///< multiplied by a learnt vector [C]
   talking_heads_attention,  ///< attention with a mix over heads before and after the softmax (CaiT)
   instance_norm,            ///< over the positions of each channel
@@ -159,6 +162,7 @@ constexpr std::string_view to_string(Op op) noexcept {
     case Op::max_pool: return "max_pool";
     case Op::average_pool: return "average_pool";
     case Op::global_average_pool: return "global_average_pool";
+    case Op::adaptive_average_pool: return "adaptive_average_pool";
     case Op::add: return "add";
     case Op::multiply: return "multiply";
     case Op::concat: return "concat";
@@ -168,7 +172,10 @@ constexpr std::string_view to_string(Op op) noexcept {
     case Op::attention: return "attention";
     case Op::resize: return "resize";
     case Op::grid: return "grid";
-    case Op::first_token: return "first_token";
+    case Op::token: return "token";
+    case Op::join_tokens: return "join_tokens";
+    case Op::class_attention: return "class_attention";
+    case Op::flatten: return "flatten";
     case Op::layer_scale: return "layer_scale";
     case Op::talking_heads_attention: return "talking_heads_attention";
     case Op::instance_norm: return "instance_norm";
@@ -182,7 +189,7 @@ enum class Norm : std::uint8_t { none, batch };
 enum class PaddingKind : std::uint8_t {
   zeros,    ///< the four numbers
   same,     ///< TensorFlow's SAME: ceil(n / stride) outputs, the smaller half first; depends on the input's size
-  reflect,  ///< the four numbers, mirrored without repeating the border
+  reflect,  ///< the four numbers, mirrored without repeating the border; convolutions only
 };
 enum class Interpolation : std::uint8_t {
   nearest,
@@ -233,14 +240,14 @@ struct Node {
   bool transposed = false;                   ///< convolution: weight [I, O/groups, kh, kw], enlarges
   Interpolation interpolation = Interpolation::nearest;
   Padding padding;
-  Kernel kernel;
+  Kernel kernel;  ///< adaptive pooling: the output's size; flatten: the input's
   int stride = 1;
   int dilation = 1;
   int groups = 1;
   int heads = 1;         ///< attention
   int factor = 1;        ///< resize
   int class_tokens = 0;  ///< tokens: how many are prepended; grid: how many are dropped
-  int offset = 0;        ///< slice: the first channel
+  int offset = 0;        ///< slice: the first channel; token: which one
   int like = -1;         ///< grid: the node whose height and width the tokens are laid out in (its values are not read)
   int out_channels = 0;  ///< always set
   float epsilon = 0.0f;  ///< batch norm, layer norm
@@ -353,7 +360,7 @@ class Builder {
     return last();
   }
   constexpr int convolution(int x, const Convolution& settings) noexcept { return convolution(x, settings, false); }
-  /// PyTorch's ConvTranspose2d without output padding.
+  /// PyTorch's ConvTranspose2d without output padding; zero padding, cut from the result.
   constexpr int transposed_convolution(int x, const Convolution& settings) noexcept { return convolution(x, settings, true); }
   constexpr int linear(int x, const Linear& settings) noexcept {
     if (settings.out_channels < 1) detail::node_settings_are_wrong();
@@ -367,6 +374,21 @@ class Builder {
   constexpr int max_pool(int x, const Pool& settings) noexcept { return pool(Op::max_pool, x, settings); }
   constexpr int average_pool(int x, const Pool& settings) noexcept { return pool(Op::average_pool, x, settings); }
   constexpr int global_average_pool(int x) noexcept { return append_like(Op::global_average_pool, x); }
+  /// PyTorch's AdaptiveAvgPool2d: whatever the input's size, the output's is `size`.
+  constexpr int adaptive_average_pool(int x, Kernel size) noexcept {
+    if (size.height < 1 || size.width < 1) detail::node_settings_are_wrong();
+    append_like(Op::adaptive_average_pool, x);
+    nodes_[last()].kernel = size;
+    return last();
+  }
+  /// A map of `size` as one vector, ordered channel, row, column: what PyTorch's flatten gives to a linear layer.
+  constexpr int flatten(int x, Kernel size) noexcept {
+    if (size.height < 1 || size.width < 1) detail::node_settings_are_wrong();
+    Node& node = append(Op::flatten, x);
+    node.kernel = size;
+    node.out_channels = size.height * size.width * channels(x);
+    return last();
+  }
   constexpr int add(int a, int b, Activation activation = Activation::none) noexcept {
     if (channels(a) != channels(b)) detail::node_settings_are_wrong();
     Node& node = append(Op::add, a, b);
@@ -431,7 +453,30 @@ class Builder {
     return last();
   }
   /// The first of the tokens alone, [1, 1, C]: what a transformer's classifier reads.
-  constexpr int first_token(int x) noexcept { return append_like(Op::first_token, x); }
+  constexpr int first_token(int x) noexcept { return token(x, 0); }
+  constexpr int token(int x, int index) noexcept {
+    if (index < 0) detail::node_settings_are_wrong();
+    append_like(Op::token, x);
+    nodes_[last()].offset = index;
+    return last();
+  }
+  /// The tokens of `a`, then those of `b`.
+  constexpr int join_tokens(int a, int b) noexcept {
+    if (channels(a) != channels(b)) detail::node_settings_are_wrong();
+    Node& node = append(Op::join_tokens, a, b);
+    node.out_channels = channels(a);
+    return last();
+  }
+  /// One query over all keys, head by head (Touvron et al. 2021, section 3): `query` [1, 1, C], `keys` and `values` [1, T, C].
+  constexpr int class_attention(int query, int keys, int values, int heads) noexcept {
+    if (heads < 1 || channels(keys) % heads != 0 || channels(values) != channels(keys) || channels(query) != channels(keys)) {
+      detail::node_settings_are_wrong();
+    }
+    Node& node = append(Op::class_attention, keys, values, query);
+    node.heads = heads;
+    node.out_channels = channels(keys);
+    return last();
+  }
   constexpr int layer_scale(int x, const Name& gamma) noexcept {
     append_like(Op::layer_scale, x);
     nodes_[last()].name = gamma;
@@ -504,6 +549,9 @@ class Builder {
         channels(x) % settings.groups != 0) {
       detail::node_settings_are_wrong();
     }
+    if (transposed && (settings.padding.kind != PaddingKind::zeros || settings.padding.top < 0 || settings.padding.left < 0)) {
+      detail::node_settings_are_wrong();
+    }
     Node& node = append(Op::convolution, x);
     node.name = settings.name;
     node.second = settings.norm;
@@ -521,7 +569,9 @@ class Builder {
     return last();
   }
   constexpr int pool(Op op, int x, const Pool& settings) noexcept {
-    if (settings.kernel.height < 1 || settings.kernel.width < 1 || settings.stride < 1) detail::node_settings_are_wrong();
+    if (settings.kernel.height < 1 || settings.kernel.width < 1 || settings.stride < 1 || settings.padding.kind == PaddingKind::reflect) {
+      detail::node_settings_are_wrong();
+    }
     append_like(op, x);
     Node& node = nodes_[last()];
     node.kernel = settings.kernel;

@@ -310,8 +310,17 @@ constexpr Shape output_shape(const Node& node, int id, Shape in, Shape second, S
       if (height < 1 || width < 1 || mirrored_too_far) return fail(PlanError::too_small, in, {node.kernel.height, node.kernel.width, 0});
       return {height, width, node.out_channels};
     }
-    case Op::global_average_pool:
-    case Op::first_token: return {1, 1, node.out_channels};
+    case Op::global_average_pool: return {1, 1, node.out_channels};
+    case Op::adaptive_average_pool: return {node.kernel.height, node.kernel.width, node.out_channels};
+    case Op::flatten: {
+      const Shape expected{node.kernel.height, node.kernel.width, in.channels};
+      return in == expected ? Shape{1, 1, node.out_channels} : fail(PlanError::shape_mismatch, in, expected);
+    }
+    case Op::token:
+      if (node.offset >= in.positions()) return fail(PlanError::shape_mismatch, in, {1, node.offset + 1, in.channels});
+      return {1, 1, node.out_channels};
+    case Op::join_tokens: return {1, in.positions() + second.positions(), node.out_channels};
+    case Op::class_attention: return in == second ? Shape{1, 1, node.out_channels} : fail(PlanError::shape_mismatch, in, second);
     case Op::add: return in == second ? in : fail(PlanError::shape_mismatch, in, second);
     case Op::multiply: return in == second || second == Shape{1, 1, in.channels} ? in : fail(PlanError::shape_mismatch, in, second);
     case Op::tokens: return {1, in.positions() + node.class_tokens, node.out_channels};
@@ -336,6 +345,7 @@ constexpr std::int64_t multiply_adds(const Node& node, Shape in, Shape out) noex
     }
     case Op::linear: return out.count() * in.channels;
     case Op::attention: return 2 * in.positions() * in.positions() * out.channels;
+    case Op::class_attention: return 2 * in.positions() * out.channels;
     case Op::talking_heads_attention: return 2 * in.positions() * in.positions() * (out.channels + std::int64_t{node.heads} * node.heads);
     default: return 0;
   }
@@ -377,6 +387,10 @@ constexpr bool Plan::infer_shapes(PlanIssue& issue) noexcept {
         }
       }
     }
+    if (node.op == Op::class_attention && values[node.inputs[2]].shape.positions() != 1) {
+      issue = {PlanError::shape_mismatch, id, in, values[node.inputs[2]].shape};
+      return false;
+    }
     const Shape out = detail::output_shape(node, id, in, second, like, issue);
     if (issue.error != PlanError::none) return false;
     values[id].shape = out;
@@ -395,8 +409,8 @@ constexpr void Plan::move_adds() noexcept {
   Value* values = values_.data();
   const auto can_take = [&](int id) {
     const Node& node = graph_[id];
-    return (node.op == Op::convolution || node.op == Op::linear) && !node.transposed && node.padding.kind != PaddingKind::reflect &&
-           node.activation == Activation::none && values[id].consumers == 1 && !values[id].tapped;
+    return (node.op == Op::convolution || node.op == Op::linear) && node.activation == Activation::none && values[id].consumers == 1 &&
+           !values[id].tapped;
   };
   for (int id = 1; id < graph_.size(); ++id) {
     if (!values[id].needed || graph_[id].op != Op::add) continue;
@@ -466,6 +480,7 @@ constexpr void Plan::reuse_inputs() noexcept {
       case Op::multiply:
       case Op::layer_norm:
       case Op::layer_scale:
+      case Op::instance_norm:
       case Op::batch_norm: try_over(step.inputs[0]); break;
       case Op::add:
         try_over(step.inputs[0]);

@@ -205,4 +205,37 @@ inline void talking_heads_attention(MatrixView<const float> qkv, int heads, cons
                  set);
 }
 
+/// Scratch of `class_attention`.
+constexpr std::size_t class_attention_scratch_bytes(std::int64_t tokens, int heads) noexcept { return arena_bytes<float>(heads * tokens); }
+
+/// One query per head over all tokens (CaiT's class attention): out[h dim + d] = sum over u of softmax_u(q_h . k_h[u] / sqrt(dim)) v_h[u, d].
+/// query and out [heads * dim]; keys and values [tokens, heads * dim]. Scores are summed in double, values in float.
+inline void class_attention(const float* query, MatrixView<const float> keys, MatrixView<const float> values, int heads, float* out,
+                            Parallel parallel, Arena& arena, InstructionSet set = instruction_set()) {
+  const std::int64_t tokens = keys.rows;
+  const std::int64_t dim = keys.cols / heads;
+  NORMA_EXPECTS(dim * heads == keys.cols && values.rows == tokens && values.cols == keys.cols);
+  const auto& kernels = detail::attention_kernels(set);
+  const Arena::Scope scope(arena);
+  float* scores = arena.take<float>(heads * tokens);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  parallel.run(heads, [&](std::int64_t head, int) {
+    float* weights = scores + head * tokens;
+    const float* q = query + head * dim;
+    for (std::int64_t u = 0; u < tokens; ++u) {
+      const float* k = keys.data + u * keys.stride + head * dim;
+      double dot = 0.0;
+      for (std::int64_t d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * static_cast<double>(k[d]);
+      weights[u] = static_cast<float>(dot);
+    }
+    kernels.softmax_row(weights, tokens, scale);
+    float* to = out + head * dim;
+    for (std::int64_t d = 0; d < dim; ++d) to[d] = 0.0f;
+    for (std::int64_t u = 0; u < tokens; ++u) {
+      const float* v = values.data + u * values.stride + head * dim;
+      for (std::int64_t d = 0; d < dim; ++d) to[d] += weights[u] * v[d];
+    }
+  });
+}
+
 }  // namespace norma::nn

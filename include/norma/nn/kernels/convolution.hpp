@@ -19,7 +19,13 @@
 
 namespace norma::nn {
 
-/// Cross-correlation as neural networks use it: y[o, i, j] = sum w[o, c, u, v] x[c, i stride + u dilation - pad_top, ...], zeros outside.
+/// What a convolution reads outside its input.
+enum class Border : std::uint8_t {
+  zeros,
+  mirror,  ///< the input mirrored without repeating its border; every pad must be smaller than the input
+};
+
+/// Cross-correlation as neural networks use it: y[o, i, j] = sum w[o, c, u, v] x[c, i stride + u dilation - pad_top, ...].
 struct ConvolutionGeometry {
   int kernel_height = 1;
   int kernel_width = 1;
@@ -30,6 +36,7 @@ struct ConvolutionGeometry {
   int pad_bottom = 0;
   int pad_right = 0;
   int groups = 1;
+  Border border = Border::zeros;
   friend constexpr bool operator==(const ConvolutionGeometry&, const ConvolutionGeometry&) = default;
 };
 
@@ -52,7 +59,7 @@ enum class ConvolutionAlgorithm : std::uint8_t { pointwise, depthwise, winograd,
 constexpr ConvolutionAlgorithm convolution_algorithm(Shape in, std::int64_t out_channels, const ConvolutionGeometry& g) noexcept {
   const bool padded = g.pad_top != 0 || g.pad_left != 0 || g.pad_bottom != 0 || g.pad_right != 0;
   if (g.groups == 1 && g.kernel_height == 1 && g.kernel_width == 1 && g.stride == 1 && !padded) return ConvolutionAlgorithm::pointwise;
-  if (g.groups > 1 && g.groups == in.channels && g.groups == out_channels) return ConvolutionAlgorithm::depthwise;
+  if (g.groups > 1 && g.groups == in.channels && g.groups == out_channels && g.border == Border::zeros) return ConvolutionAlgorithm::depthwise;
   const bool square3 = g.kernel_height == 3 && g.kernel_width == 3 && g.stride == 1 && g.dilation == 1 && g.groups == 1;
   // With few tiles the transformed weights, four times the plain ones, cost more to read from memory than the saved products.
   const std::int64_t tiles = detail::winograd_tiles(convolution_output(in, g, out_channels));
@@ -88,7 +95,17 @@ struct WinogradOutput {
   Activation activation;
 };
 
+/// Where the 3x3 weights of one panel of output channels and one input channel lie, and where their transforms go.
+struct WinogradWeights {
+  const float* w;
+  std::int64_t out_stride, tap_stride;
+  std::int64_t channels;  // of the panel
+  float* to;              // [36, point_stride], the panel's channels side by side
+  std::int64_t point_stride;
+};
+
 struct ConvolutionKernels {
+  void (*winograd_weights)(const WinogradWeights& weights);
   void (*depthwise_row)(const DepthwiseRow& row);
   void (*winograd_input_tile)(const float* const* from, std::int64_t channels, float* to, std::int64_t point_stride);
   void (*winograd_output_tile)(const WinogradOutput& out, const float* m, std::int64_t point_stride);
@@ -123,25 +140,14 @@ constexpr std::int64_t winograd_block(std::int64_t channels) noexcept {
   return tiles < 16 ? 16 : tiles > 56 ? 56 : tiles;
 }
 
-/// G g G^T of one 3x3 kernel.
-inline void winograd_weights(const float* g, double* u) noexcept {
-  constexpr double kRoot2 = 1.41421356237309505;
-  constexpr double kG[6][3] = {{1.0, 0.0, 0.0},
-                               {-2.0 / 3.0, -kRoot2 / 3.0, -1.0 / 3.0},
-                               {-2.0 / 3.0, kRoot2 / 3.0, -1.0 / 3.0},
-                               {1.0 / 6.0, kRoot2 / 6.0, 1.0 / 3.0},
-                               {1.0 / 6.0, -kRoot2 / 6.0, 1.0 / 3.0},
-                               {0.0, 0.0, 1.0}};
-  for (int i = 0; i < 6; ++i) {
-    double row[3];
-    for (int x = 0; x < 3; ++x) {
-      row[x] = kG[i][0] * static_cast<double>(g[x]) + kG[i][1] * static_cast<double>(g[3 + x]) + kG[i][2] * static_cast<double>(g[6 + x]);
-    }
-    for (int j = 0; j < 6; ++j) u[i * 6 + j] = row[0] * kG[j][0] + row[1] * kG[j][1] + row[2] * kG[j][2];
-  }
-}
-
 }  // namespace detail
+
+/// Where weight (group, o, i, tap) of a convolution lies: data[group * group_stride + o * out_stride + i * in_stride + tap * tap_stride], o and
+/// i counted within the group.
+struct WeightOrder {
+  const float* data;
+  std::int64_t group_stride, out_stride, in_stride, tap_stride;
+};
 
 /// Weights in the order of the algorithm that runs them. Made once, read by any number of calls.
 class PackedConvolution {
@@ -151,54 +157,70 @@ class PackedConvolution {
   /// run on. Preconditions: sizes agree, groups divides both channel counts. Allocates. `set` is for tests.
   static PackedConvolution pack(std::span<const float> oihw, Shape in, std::int64_t out_channels, const ConvolutionGeometry& geometry,
                                 InstructionSet set = instruction_set()) {
-    const std::int64_t taps = std::int64_t{geometry.kernel_height} * geometry.kernel_width;
-    const std::int64_t in_group = in.channels / geometry.groups;
-    const std::int64_t out_group = out_channels / geometry.groups;
-    NORMA_EXPECTS(in_group * geometry.groups == in.channels && out_group * geometry.groups == out_channels);
-    NORMA_EXPECTS(static_cast<std::int64_t>(oihw.size()) == out_channels * in_group * taps);
+    PackedConvolution packed = shaped(in, out_channels, geometry, set);
+    const std::int64_t taps = packed.taps(), fan_in = packed.in_group() * taps;
+    NORMA_EXPECTS(static_cast<std::int64_t>(oihw.size()) == out_channels * fan_in);
+    Buffer<float> scratch(packed.repack_scratch());
+    packed.repack({oihw.data(), packed.out_group() * fan_in, fan_in, taps, 1}, scratch.data());
+    return packed;
+  }
+  /// Memory for weights that `repack` will bring.
+  static PackedConvolution shaped(Shape in, std::int64_t out_channels, const ConvolutionGeometry& geometry,
+                                  InstructionSet set = instruction_set()) {
     PackedConvolution packed;
     packed.in_ = in;
     packed.out_channels_ = out_channels;
     packed.geometry_ = geometry;
     packed.set_ = set;
     packed.algorithm_ = convolution_algorithm(in, out_channels, geometry);
+    NORMA_EXPECTS(packed.in_group() * geometry.groups == in.channels && packed.out_group() * geometry.groups == out_channels);
     if (packed.algorithm_ == ConvolutionAlgorithm::depthwise) {
-      packed.depthwise_ = Buffer<float>(taps * out_channels);
-      for (std::int64_t c = 0; c < out_channels; ++c) {
-        for (std::int64_t tap = 0; tap < taps; ++tap)
-          packed.depthwise_[tap * out_channels + c] = oihw[static_cast<std::size_t>(c * taps + tap)];
-      }
-      return packed;
-    }
-    if (packed.algorithm_ == ConvolutionAlgorithm::winograd) {
+      packed.depthwise_ = Buffer<float>(packed.taps() * out_channels);
+    } else if (packed.algorithm_ == ConvolutionAlgorithm::winograd) {
       const std::int64_t panel = linalg::detail::gemm_kernels(set).panel;
       packed.winograd_ = Buffer<float>(linalg::detail::round_up(out_channels, panel) * 36 * in.channels);
-      for (std::int64_t first = 0; first < out_channels; first += panel) {
-        for (std::int64_t i = 0; i < in.channels; ++i) {
-          float* to = packed.winograd_.data() + first * 36 * in.channels + i * panel;
-          for (std::int64_t o = first; o < std::min(first + panel, out_channels); ++o) {
-            double u[36];
-            detail::winograd_weights(oihw.data() + (o * in.channels + i) * 9, u);
-            for (std::int64_t point = 0; point < 36; ++point) to[point * in.channels * panel + o - first] = static_cast<float>(u[point]);
-          }
-        }
-      }
-      return packed;
-    }
-    // [out, taps, in]: the order in which a window lies in a channels-last map.
-    Matrix<float> rows(out_group, taps * in_group);
-    packed.products_.reserve(static_cast<std::size_t>(geometry.groups));
-    for (std::int64_t group = 0; group < geometry.groups; ++group) {
-      for (std::int64_t o = 0; o < out_group; ++o) {
-        for (std::int64_t i = 0; i < in_group; ++i) {
-          for (std::int64_t tap = 0; tap < taps; ++tap) {
-            rows(o, tap * in_group + i) = oihw[static_cast<std::size_t>(((group * out_group + o) * in_group + i) * taps + tap)];
-          }
-        }
-      }
-      packed.products_.push_back(linalg::PackedMatrix::pack(rows.view(), set));
+    } else {
+      const Matrix<float> nothing(packed.out_group(), packed.taps() * packed.in_group());
+      packed.products_.reserve(static_cast<std::size_t>(geometry.groups));
+      for (int group = 0; group < geometry.groups; ++group) packed.products_.push_back(linalg::PackedMatrix::pack(nothing.view(), set));
     }
     return packed;
+  }
+  /// Floats of scratch that `repack` needs.
+  [[nodiscard]] std::int64_t repack_scratch() const noexcept { return products_.empty() ? 0 : out_group() * taps() * in_group(); }
+  /// Other numbers of the same shape, without allocation: weights after a training step.
+  void repack(const WeightOrder& weights, float* scratch) noexcept {
+    const std::int64_t taps = this->taps(), in_group = this->in_group(), out_group = this->out_group();
+    if (algorithm_ == ConvolutionAlgorithm::depthwise) {
+      for (std::int64_t c = 0; c < out_channels_; ++c) {
+        const float* from = weights.data + c * weights.group_stride;
+        for (std::int64_t tap = 0; tap < taps; ++tap) depthwise_[tap * out_channels_ + c] = from[tap * weights.tap_stride];
+      }
+      return;
+    }
+    if (algorithm_ == ConvolutionAlgorithm::winograd) {
+      const std::int64_t panel = linalg::detail::gemm_kernels(set_).panel;
+      const auto& kernels = detail::convolution_kernels(set_);
+      for (std::int64_t first = 0; first < out_channels_; first += panel) {
+        for (std::int64_t i = 0; i < in_.channels; ++i) {
+          kernels.winograd_weights({weights.data + first * weights.out_stride + i * weights.in_stride, weights.out_stride, weights.tap_stride,
+                                    std::min(panel, out_channels_ - first), winograd_.data() + first * 36 * in_.channels + i * panel,
+                                    in_.channels * panel});
+        }
+      }
+      return;
+    }
+    // [out, taps, in]: the order in which a window lies in a channels-last map.
+    for (std::int64_t group = 0; group < geometry_.groups; ++group) {
+      for (std::int64_t o = 0; o < out_group; ++o) {
+        const float* from = weights.data + group * weights.group_stride + o * weights.out_stride;
+        for (std::int64_t tap = 0; tap < taps; ++tap) {
+          float* to = scratch + (o * taps + tap) * in_group;
+          for (std::int64_t i = 0; i < in_group; ++i) to[i] = from[i * weights.in_stride + tap * weights.tap_stride];
+        }
+      }
+      products_[static_cast<std::size_t>(group)].repack({scratch, out_group, taps * in_group});
+    }
   }
 
   [[nodiscard]] const ConvolutionGeometry& geometry() const noexcept { return geometry_; }
@@ -223,6 +245,10 @@ class PackedConvolution {
   [[nodiscard]] const float* winograd() const noexcept { return winograd_.data(); }
 
  private:
+  [[nodiscard]] std::int64_t taps() const noexcept { return std::int64_t{geometry_.kernel_height} * geometry_.kernel_width; }
+  [[nodiscard]] std::int64_t in_group() const noexcept { return in_.channels / geometry_.groups; }
+  [[nodiscard]] std::int64_t out_group() const noexcept { return out_channels_ / geometry_.groups; }
+
   Shape in_;
   std::int64_t out_channels_ = 0;
   ConvolutionGeometry geometry_;
@@ -266,6 +292,9 @@ constexpr std::size_t convolution_scratch_bytes(Shape in, std::int64_t out_chann
 
 namespace detail {
 
+/// The position that a mirror shows at `i`; positions further out than the input is long stay outside.
+constexpr std::int64_t mirrored(std::int64_t i, std::int64_t size) noexcept { return i < 0 ? -i : i >= size ? 2 * (size - 1) - i : i; }
+
 /// Copies the windows of output positions [first, first + count) (counted over batch, height, width), channels [channel, channel +
 /// channels), as rows [kernel_height, kernel_width, channels] to `to`.
 inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry& g, Shape out, std::int64_t channel, std::int64_t channels,
@@ -295,9 +324,11 @@ inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry&
       continue;
     }
     for (int ky = 0; ky < g.kernel_height; ++ky) {
-      const std::int64_t iy = top + std::int64_t{ky} * g.dilation;
+      std::int64_t iy = top + std::int64_t{ky} * g.dilation;
+      if (g.border == Border::mirror) iy = mirrored(iy, x.height);
       for (int kx = 0; kx < g.kernel_width; ++kx, row += channels) {
-        const std::int64_t ix = left + std::int64_t{kx} * g.dilation;
+        std::int64_t ix = left + std::int64_t{kx} * g.dilation;
+        if (g.border == Border::mirror) ix = mirrored(ix, x.width);
         if (iy >= 0 && iy < x.height && ix >= 0 && ix < x.width) {
           std::memcpy(row, x.data + ((image * x.height + iy) * x.width + ix) * x.channels + channel, bytes);
         } else {
@@ -351,8 +382,11 @@ inline void convolve_winograd(TensorView<const float> x, const PackedConvolution
       const float* from[36];
       for (std::int64_t i = 0; i < 6; ++i) {
         for (std::int64_t j = 0; j < 6; ++j) {
-          const bool inside = top + i >= 0 && top + i < x.height && left + j >= 0 && left + j < x.width;
-          from[i * 6 + j] = inside ? image + ((top + i) * x.width + left + j) * x.channels : zeros;
+          // Where a tile reaches over the output's end it reads beyond the padding; nothing that is kept depends on that.
+          const std::int64_t iy = g.border == Border::mirror ? mirrored(top + i, x.height) : top + i;
+          const std::int64_t ix = g.border == Border::mirror ? mirrored(left + j, x.width) : left + j;
+          const bool inside = iy >= 0 && iy < x.height && ix >= 0 && ix < x.width;
+          from[i * 6 + j] = inside ? image + (iy * x.width + ix) * x.channels : zeros;
         }
       }
       kernels.winograd_input_tile(from, x.channels, input + t * size.stride, count * size.stride);
@@ -482,10 +516,17 @@ class PackedTransposedConvolution {
   /// `iohw` is [in.channels, out_channels, kernel_height, kernel_width], as weight files have it. Allocates. `set` is for tests.
   static PackedTransposedConvolution pack(std::span<const float> iohw, Shape in, std::int64_t out_channels,
                                           const ConvolutionGeometry& geometry, InstructionSet set = instruction_set()) {
+    PackedTransposedConvolution packed = shaped(in, out_channels, geometry, set);
+    Buffer<float> scratch(packed.repack_scratch());
+    packed.repack(iohw, scratch.data());
+    return packed;
+  }
+  /// Memory for weights that `repack` will bring.
+  static PackedTransposedConvolution shaped(Shape in, std::int64_t out_channels, const ConvolutionGeometry& geometry,
+                                            InstructionSet set = instruction_set()) {
     const ConvolutionGeometry& g = geometry;
     NORMA_EXPECTS(g.groups == 1 && g.dilation == 1 && g.kernel_height >= g.stride && g.kernel_width >= g.stride && g.pad_top >= 0 &&
                   g.pad_left >= 0);
-    NORMA_EXPECTS(static_cast<std::int64_t>(iohw.size()) == in.channels * out_channels * g.kernel_height * g.kernel_width);
     PackedTransposedConvolution packed;
     packed.in_ = in;
     packed.out_channels_ = out_channels;
@@ -495,22 +536,39 @@ class PackedTransposedConvolution {
       for (int x = 0; x < g.stride; ++x) {
         const auto rows = detail::transposed_phase(y, g.kernel_height, g.stride, g.pad_top);
         const auto columns = detail::transposed_phase(x, g.kernel_width, g.stride, g.pad_left);
-        Matrix<float> product(out_channels, rows.taps * columns.taps * in.channels);
+        const Matrix<float> nothing(out_channels, rows.taps * columns.taps * in.channels);
+        packed.products_.push_back(linalg::PackedMatrix::pack(nothing.view(), set));
+      }
+    }
+    return packed;
+  }
+  /// Floats of scratch that `repack` needs.
+  [[nodiscard]] std::int64_t repack_scratch() const noexcept {
+    return in_.channels * out_channels_ * geometry_.kernel_height * geometry_.kernel_width;
+  }
+  /// Other numbers of the same shape, without allocation: weights after a training step.
+  void repack(std::span<const float> iohw, float* scratch) noexcept {
+    const ConvolutionGeometry& g = geometry_;
+    NORMA_EXPECTS(static_cast<std::int64_t>(iohw.size()) == repack_scratch());
+    for (int y = 0; y < g.stride; ++y) {
+      for (int x = 0; x < g.stride; ++x) {
+        const auto rows = detail::transposed_phase(y, g.kernel_height, g.stride, g.pad_top);
+        const auto columns = detail::transposed_phase(x, g.kernel_width, g.stride, g.pad_left);
+        const MatrixView<float> product(scratch, out_channels_, rows.taps * columns.taps * in_.channels);
         for (std::int64_t i = 0; i < rows.taps; ++i) {
           for (std::int64_t j = 0; j < columns.taps; ++j) {
             const std::int64_t tap = (rows.first_tap + i * g.stride) * g.kernel_width + columns.first_tap + j * g.stride;
-            for (std::int64_t c = 0; c < in.channels; ++c) {
-              for (std::int64_t o = 0; o < out_channels; ++o) {
-                product(o, (i * columns.taps + j) * in.channels + c) =
-                    iohw[static_cast<std::size_t>((c * out_channels + o) * g.kernel_height * g.kernel_width + tap)];
+            for (std::int64_t c = 0; c < in_.channels; ++c) {
+              for (std::int64_t o = 0; o < out_channels_; ++o) {
+                product(o, (i * columns.taps + j) * in_.channels + c) =
+                    iohw[static_cast<std::size_t>((c * out_channels_ + o) * g.kernel_height * g.kernel_width + tap)];
               }
             }
           }
         }
-        packed.products_.push_back(linalg::PackedMatrix::pack(product.view(), set));
+        products_[static_cast<std::size_t>(y * g.stride + x)].repack(product);
       }
     }
-    return packed;
   }
 
   [[nodiscard]] const ConvolutionGeometry& geometry() const noexcept { return geometry_; }

@@ -185,6 +185,46 @@ NORMA_SIMD_TARGET inline void winograd_output_tile(const nn::detail::WinogradOut
   }
 }
 
-inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&depthwise_row, &winograd_input_tile, &winograd_output_tile};
+// G g G^T of the 3x3 kernels of up to kPanel output channels, in double; channels beyond the panel's stay as they are.
+NORMA_SIMD_TARGET inline void winograd_weights(const nn::detail::WinogradWeights& weights) {
+  constexpr double kRoot2d = 1.41421356237309505;
+  constexpr int kLanes = 2 * NORMA_SIMD_WIDTH;  // a panel
+  double g[9][kLanes] = {}, rows[6][3][kLanes];
+  for (int tap = 0; tap < 9; ++tap) {
+    const float* from = weights.w + tap * weights.tap_stride;
+    for (std::int64_t o = 0; o < weights.channels; ++o) g[tap][o] = static_cast<double>(from[o * weights.out_stride]);
+  }
+  for (int x = 0; x < 3; ++x) {
+    for (int o = 0; o < kLanes; ++o) {
+      const double a = g[x][o], b = g[3 + x][o], c = g[6 + x][o];
+      const double near = (-2.0 / 3.0) * a - (1.0 / 3.0) * c, far = (1.0 / 6.0) * a + (1.0 / 3.0) * c;
+      rows[0][x][o] = a;
+      rows[1][x][o] = near - (kRoot2d / 3.0) * b;
+      rows[2][x][o] = near + (kRoot2d / 3.0) * b;
+      rows[3][x][o] = far + (kRoot2d / 6.0) * b;
+      rows[4][x][o] = far - (kRoot2d / 6.0) * b;
+      rows[5][x][o] = c;
+    }
+  }
+  for (int i = 0; i < 6; ++i) {
+    float u[6][kLanes];
+    for (int o = 0; o < kLanes; ++o) {
+      const double a = rows[i][0][o], b = rows[i][1][o], c = rows[i][2][o];
+      const double near = (-2.0 / 3.0) * a - (1.0 / 3.0) * c, far = (1.0 / 6.0) * a + (1.0 / 3.0) * c;
+      u[0][o] = static_cast<float>(a);
+      u[1][o] = static_cast<float>(near - (kRoot2d / 3.0) * b);
+      u[2][o] = static_cast<float>(near + (kRoot2d / 3.0) * b);
+      u[3][o] = static_cast<float>(far + (kRoot2d / 6.0) * b);
+      u[4][o] = static_cast<float>(far - (kRoot2d / 6.0) * b);
+      u[5][o] = static_cast<float>(c);
+    }
+    for (int j = 0; j < 6; ++j) {
+      float* to = weights.to + (i * 6 + j) * weights.point_stride;
+      for (std::int64_t o = 0; o < weights.channels; ++o) to[o] = u[j][o];
+    }
+  }
+}
+
+inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&winograd_weights, &depthwise_row, &winograd_input_tile, &winograd_output_tile};
 
 }  // namespace norma::simd::NORMA_SIMD
