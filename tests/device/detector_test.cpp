@@ -4,11 +4,14 @@
 #include <cmath>
 #include <filesystem>
 
+#include <norma/cuda/covariance.cuh>
+#include <norma/cuda/covariance.hpp>
 #include <norma/cuda/exact_search.hpp>
 #include <norma/cuda/greedy_k_centre.hpp>
 #include <norma/cuda/k_centre.cuh>
 #include <norma/cuda/nearest_rows.cuh>
 #include <norma/cuda/runtime.cuh>
+#include <norma/methods/padim.hpp>
 #include <norma/methods/patchcore.hpp>
 
 #include "support/tiny_detector.hpp"
@@ -17,13 +20,15 @@ using namespace norma;
 
 namespace {
 
+using PaDiMOnHost = PaDiM<test::TinyNetwork, Cpu<SingleThread>>;
+using PaDiMOnDevice = Detector<PaDiMOnHost::Backbone, BasicPositionGaussian<cuda::GaussianAccumulator>, PaDiMOnHost::Metric, Cpu<SingleThread>>;
 using OnHost = PatchCore<test::TinyNetwork, Cpu<SingleThread>>;
 using OnDevice = Detector<OnHost::Backbone, MemoryBank<cuda::GreedyKCenter, cuda::ExactSearch>, OnHost::Metric, Cpu<SingleThread>>;
 
 template <class DetectorT>
 DetectorT fitted() {
   typename DetectorT::Settings settings;
-  settings.estimator.projection = Projection::none;
+  if constexpr (requires { settings.estimator.projection; }) settings.estimator.projection = Projection::none;
   auto detector = DetectorT::create(test::tiny_weights(), settings);
   REQUIRE_MESSAGE(detector.ok(), detector.message());
   const Status fit = detector->fit(test::TinySource{});
@@ -58,4 +63,16 @@ TEST_CASE("PatchCore with the coreset and the search on the device equals the ho
   REQUIRE_MESSAGE(reopened.ok(), reopened.message());
   CHECK(std::abs(score(*reopened, true) - score(device, true)) <= 1e-6f * score(device, true));
   std::filesystem::remove(file);
+}
+
+TEST_CASE("PaDiM with its covariances and factors on the device equals the host's within the rounding of float, and has its type") {
+  const PaDiMOnHost host = fitted<PaDiMOnHost>();
+  const PaDiMOnDevice device = fitted<PaDiMOnDevice>();
+  CHECK(PaDiMOnHost::type_name() == PaDiMOnDevice::type_name());
+  for (const bool defect : {false, true}) {
+    CAPTURE(defect);
+    // The device factors in float: docs/kernels/covariance.md measures errors up to 1.2e-4 of a distance.
+    CHECK(std::abs(score(device, defect) - score(host, defect)) <= 2e-4f * score(host, defect));
+  }
+  CHECK(score(device, true) > score(device, false));
 }

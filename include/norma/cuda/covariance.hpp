@@ -26,6 +26,8 @@
 #include <vector>
 
 #include <norma/core/finite.hpp>
+#include <norma/core/parallel.hpp>
+#include <norma/core/progress.hpp>
 #include <norma/core/status.hpp>
 #include <norma/core/tensor.hpp>
 #include <norma/core/view.hpp>
@@ -152,6 +154,7 @@ inline Status check_flags(std::span<const int> flags, double regularisation, std
 /// The streaming fit for features that lie in host memory: norma::GaussianAccumulator's calls, computed on the device, with a model on the host at
 /// the end. Memory: device P (d (d + 1) / 2 + 2 d) floats, one batch of images and the workspace; pinned host memory two batches. A batch is 64
 /// images or 128 MiB of them, whichever is less. While the device works on one, the next is gathered. Not for two threads at a time.
+/// `norma::BasicPositionGaussian<norma::cuda::GaussianAccumulator>` is PaDiM's estimator with it; the host's `parallel` and `observer` are accepted and not needed.
 class GaussianAccumulator {
  public:
   static Result<GaussianAccumulator> create(std::int64_t positions, std::int64_t dims) {
@@ -181,7 +184,7 @@ class GaussianAccumulator {
   [[nodiscard]] std::int64_t count() const noexcept { return count_ + (pending_.empty() ? 0 : pending_.front().count); }
 
   /// Adds one image's features [P, d]. On an error (shape, `not_finite`, the device's) nothing is added.
-  Status add(MatrixView<const float> sample) {
+  Status add(MatrixView<const float> sample, Parallel /*parallel*/ = {}) {
     if (sample.rows != positions_ || sample.cols != dims_ || pending_.empty()) {
       return {Errc::shape_mismatch, "cuda::GaussianAccumulator::add: wrong features, expected " + std::to_string(positions_) + " x " +
                                         std::to_string(dims_) + ", found " + std::to_string(sample.rows) + " x " + std::to_string(sample.cols)};
@@ -212,7 +215,7 @@ class GaussianAccumulator {
   }
 
   /// Takes the images of another fit of the same shape in, as if they had been added here. `other` keeps them.
-  Status merge(GaussianAccumulator& other) {
+  Status merge(GaussianAccumulator& other, Parallel /*parallel*/ = {}) {
     if (other.positions_ != positions_ || other.dims_ != dims_ || pending_.empty() || other.pending_.empty()) {
       return {Errc::shape_mismatch, "cuda::GaussianAccumulator::merge: expected " + std::to_string(positions_) + " x " + std::to_string(dims_) +
                                         ", found " + std::to_string(other.positions_) + " x " + std::to_string(other.dims_)};
@@ -229,13 +232,13 @@ class GaussianAccumulator {
 
   /// The Gaussians: unbiased covariance + regularisation * I, factored. Keeps the state, so that more images can follow; needs device memory for
   /// the factors beside it. `not_enough_data` below two images; `invalid_argument` names the first position whose matrix is not positive definite.
-  Result<GaussianModel> finish(double regularisation = 0.01) & {
+  Result<GaussianModel> finish(double regularisation = 0.01, Parallel /*parallel*/ = {}, const Observer& /*observer*/ = {}) & {
     NORMA_CHECK(check_count());
     NORMA_TRY(auto factor, DeviceBuffer<float>::create(products_.size()));
     return finish_into(factor, regularisation);
   }
   /// The same for an accumulator that is no longer needed: the factors take its memory, and it is empty afterwards.
-  Result<GaussianModel> finish(double regularisation = 0.01) && {
+  Result<GaussianModel> finish(double regularisation = 0.01, Parallel /*parallel*/ = {}, const Observer& /*observer*/ = {}) && {
     NORMA_CHECK(check_count());
     GaussianAccumulator last = std::move(*this);
     positions_ = dims_ = count_ = 0;

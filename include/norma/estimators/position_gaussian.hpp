@@ -17,7 +17,10 @@
 
 namespace norma {
 
-class PositionGaussian {
+/// `Sums` gathers the images: norma::GaussianAccumulator, or one with the same calls, as cuda::GaussianAccumulator. Both give the same model up to rounding, so the
+/// name, and with it the model file, does not depend on it.
+template <class Sums = GaussianAccumulator>
+class BasicPositionGaussian {
  public:
   static constexpr std::string_view name = "position_gaussian";
   struct Settings {
@@ -29,12 +32,12 @@ class PositionGaussian {
     friend constexpr bool operator==(const Settings&, const Settings&) = default;
   };
 
-  static Result<PositionGaussian> create(const FeatureShapes& shapes, const Settings& settings) {
+  static Result<BasicPositionGaussian> create(const FeatureShapes& shapes, const Settings& settings) {
     if (shapes.count < 1) return Status{Errc::shape_mismatch, "PositionGaussian: the backbone gives no features"};
     if (!(settings.regularisation > 0.0 && settings.regularisation < 1e6)) {
       return Status{Errc::invalid_argument, "PositionGaussian: regularisation must be in (0, 1e6), found " + std::to_string(settings.regularisation)};
     }
-    PositionGaussian estimator;
+    BasicPositionGaussian estimator;
     estimator.settings_ = settings;
     estimator.grid_ = shapes[0];
     return estimator;
@@ -58,7 +61,7 @@ class PositionGaussian {
     return sums_->add(level.patches(), parallel);
   }
 
-  Status merge(PositionGaussian&& other) {
+  Status merge(BasicPositionGaussian&& other) {
     if (!(other.grid_ == grid_)) return {Errc::shape_mismatch, "PositionGaussian::merge: the two hold positions or channels of different number"};
     if (!other.sums_) return {};
     NORMA_CHECK(begin());
@@ -93,8 +96,8 @@ class PositionGaussian {
     return add("estimator.factor", model_.factor);
   }
 
-  static Result<PositionGaussian> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
-    NORMA_TRY(PositionGaussian loaded, create(shapes, settings));
+  static Result<BasicPositionGaussian> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
+    NORMA_TRY(BasicPositionGaussian loaded, create(shapes, settings));
     const std::int64_t d = shapes[0].channels;
     const auto read = [&](std::string_view tensor, std::int64_t cols, Matrix<float>& out) -> Status {
       // The shape is compared before memory of that size is asked for: the settings of a file are only its word.
@@ -119,15 +122,17 @@ class PositionGaussian {
   // The sums are large: they are made with the first image, not for a detector that will only be opened.
   Status begin() {
     if (sums_) return {};
-    NORMA_TRY(auto sums, GaussianAccumulator::create(grid_.positions(), grid_.channels));
+    NORMA_TRY(auto sums, Sums::create(grid_.positions(), grid_.channels));
     sums_.emplace(std::move(sums));
     return {};
   }
 
   Settings settings_{};
   Shape grid_;
-  std::optional<GaussianAccumulator> sums_;
+  std::optional<Sums> sums_;
   GaussianModel model_;
 };
+
+using PositionGaussian = BasicPositionGaussian<>;
 
 }  // namespace norma
