@@ -129,7 +129,7 @@ double largest(std::span<const float> values) {
   return most;
 }
 
-void compare_gradients(const io::Weights& file, const std::string& prefix, const ParameterLayout& layout, std::span<const float> gradients,
+void compare_gradients(const io::Weights& file, const std::string& prefix, const ParameterTable& layout, std::span<const float> gradients,
                        const Tensor<float>& input_gradient) {
   const double floor = 0.1 * largest(gradients);
   for (const ParameterPiece& piece : layout.pieces()) {

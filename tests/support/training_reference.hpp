@@ -17,7 +17,7 @@ namespace norma::test {
 /// All numbers in double. `numbers` is laid out as Parameters are.
 class TrainingReference {
  public:
-  TrainingReference(const nn::TrainingPlan& plan, const nn::ParameterLayout& layout, std::int64_t batch, nn::BatchNorm batch_norm)
+  TrainingReference(const nn::TrainingPlan& plan, const nn::ParameterTable& layout, std::int64_t batch, nn::BatchNorm batch_norm)
       : plan_(plan), layout_(layout), batch_(batch), batch_norm_(batch_norm) {}
 
   using Values = std::vector<double>;
@@ -238,7 +238,7 @@ class TrainingReference {
   }
 
   const nn::TrainingPlan& plan_;
-  const nn::ParameterLayout& layout_;
+  const nn::ParameterTable& layout_;
   std::int64_t batch_;
   nn::BatchNorm batch_norm_;
 };

@@ -59,7 +59,7 @@ class CheckpointWriter {
   }
 
   /// Names, shapes and what learns, in the order of the network.
-  static std::string layout_text(const ParameterLayout& layout) {
+  static std::string layout_text(const ParameterTable& layout) {
     std::string text;
     for (const ParameterPiece& piece : layout.pieces()) {
       text += piece.name + io::detail::shape_text(piece.shape) + (piece.trained ? "" : " frozen") + ";";

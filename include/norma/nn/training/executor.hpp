@@ -50,7 +50,7 @@ class TrainingExecutor {
   [[nodiscard]] const TrainingPlan& plan() const noexcept { return plan_; }
   /// Numbers for this network, to be initialised or loaded.
   [[nodiscard]] Parameters make_parameters() const { return Parameters(layout_); }
-  [[nodiscard]] const ParameterLayout& layout() const noexcept { return layout_; }
+  [[nodiscard]] const ParameterTable& layout() const noexcept { return layout_; }
   /// Memory that `forward` takes from its arena.
   [[nodiscard]] std::size_t workspace_bytes(std::int64_t batch, int workers) const noexcept {
     return plan_.workspace_bytes(batch, workers);
@@ -84,13 +84,13 @@ class TrainingExecutor {
   Status check(const Parameters& parameters, std::string_view function) const;
 
   TrainingPlan plan_;
-  ParameterLayout layout_;
+  ParameterTable layout_;
   std::vector<Layer> layers_;  // one a node
 };
 
 inline Result<TrainingExecutor> TrainingExecutor::create(TrainingPlan plan) {
   TrainingExecutor executor;
-  NORMA_TRY(executor.layout_, ParameterLayout::create(plan));
+  NORMA_TRY(executor.layout_, ParameterTable::create(plan));
   executor.layers_.resize(static_cast<std::size_t>(plan.size()));
   for (int id = 1; id < plan.size(); ++id) {
     const TrainingNode& at = plan.node(id);

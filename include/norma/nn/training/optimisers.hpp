@@ -42,7 +42,7 @@ struct GroupRule {
 
 /// One group a piece; the first rule that fits a piece decides, without one both factors are 1. Errors: not_found (a prefix without
 /// pieces).
-inline Result<std::vector<ParameterGroup>> make_groups(const ParameterLayout& layout, std::span<const GroupRule> rules) {
+inline Result<std::vector<ParameterGroup>> make_groups(const ParameterTable& layout, std::span<const GroupRule> rules) {
   std::vector<bool> used(rules.size(), false);
   std::vector<ParameterGroup> groups;
   for (const ParameterPiece& piece : layout.pieces()) {

@@ -37,11 +37,11 @@ struct ParameterPiece {
 };
 
 /// Where everything lies. Nodes that name the same tensor share it.
-class ParameterLayout {
+class ParameterTable {
  public:
   /// Errors: shape_mismatch (two nodes want one tensor in two shapes, or one frozen and one not).
-  static Result<ParameterLayout> create(const TrainingPlan& plan) {
-    ParameterLayout layout;
+  static Result<ParameterTable> create(const TrainingPlan& plan) {
+    ParameterTable layout;
     for (int id = 1; id < plan.size(); ++id) {
       const TrainingNode& at = plan.node(id);
       if (!at.needed) continue;
@@ -65,7 +65,7 @@ class ParameterLayout {
         if (const ParameterPiece* known = layout.find(piece.name); known != nullptr) {
           if (known->shape != piece.shape || known->trained != piece.trained) {
             return Status(Errc::shape_mismatch,
-                          "nn::ParameterLayout::create: " + detail::describe(plan.graph(), id) + ": tensor '" + piece.name +
+                          "nn::ParameterTable::create: " + detail::describe(plan.graph(), id) + ": tensor '" + piece.name +
                               "' is shared with a layer that " +
                               (known->shape != piece.shape ? "has another shape" : "is frozen where this is not, or not where this is"));
           }
@@ -113,8 +113,8 @@ class ParameterLayout {
 class Parameters {
  public:
   Parameters() = default;
-  explicit Parameters(ParameterLayout layout)
-      : layout_(std::make_shared<const ParameterLayout>(std::move(layout))), values_(layout_->total()) {
+  explicit Parameters(ParameterTable layout)
+      : layout_(std::make_shared<const ParameterTable>(std::move(layout))), values_(layout_->total()) {
     for (const ParameterPiece& piece : layout_->pieces()) {
       const bool one = piece.role == TensorRole::norm_variance || piece.role == TensorRole::norm_weight ||
                        piece.role == TensorRole::scale || (piece.role == TensorRole::weight && piece.shape.size() == 1);
@@ -122,11 +122,11 @@ class Parameters {
     }
   }
   static Result<Parameters> create(const TrainingPlan& plan) {
-    NORMA_TRY(auto layout, ParameterLayout::create(plan));
+    NORMA_TRY(auto layout, ParameterTable::create(plan));
     return Parameters(std::move(layout));
   }
 
-  [[nodiscard]] const ParameterLayout& layout() const noexcept { return *layout_; }
+  [[nodiscard]] const ParameterTable& layout() const noexcept { return *layout_; }
   [[nodiscard]] bool empty() const noexcept { return layout_ == nullptr; }
   /// Everything, as the layout says.
   [[nodiscard]] std::span<float> values() noexcept { return values_.span(); }
@@ -179,7 +179,7 @@ class Parameters {
   }
 
  private:
-  std::shared_ptr<const ParameterLayout> layout_;
+  std::shared_ptr<const ParameterTable> layout_;
   Buffer<float> values_;
 };
 
