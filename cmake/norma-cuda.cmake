@@ -5,7 +5,7 @@ file(GLOB norma_cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/no
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  message(FATAL_ERROR "NORMA_CUDA: expected nvcc of the CUDA Toolkit 12 or newer, found none (-DCMAKE_CUDA_COMPILER=<path of nvcc>, or NORMA_CUDA=OFF)")
+  message(FATAL_ERROR "NORMA_CUDA: expected nvcc of the CUDA Toolkit 12.8 or newer, found none (-DCMAKE_CUDA_COMPILER=<path of nvcc>, or NORMA_CUDA=OFF)")
 endif()
 # Tests and benchmarks instantiate kernels of their own. Unless the user names architectures they get one, whose code every later device can run,
 # which halves what nvcc takes for them.
@@ -16,7 +16,7 @@ else()
   set(norma_program_architectures 80)
 endif()
 enable_language(CUDA)
-find_package(CUDAToolkit 12 REQUIRED)
+find_package(CUDAToolkit 12.8 REQUIRED)
 set(norma_has_cuda TRUE)
 option(NORMA_CUDA_LINEINFO "Source lines in the kernels, for profilers and compute-sanitizer" OFF)
 
@@ -24,6 +24,10 @@ option(NORMA_CUDA_LINEINFO "Source lines in the kernels, for profilers and compu
 set(norma_nvcc_flags "")
 if(NOT "cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
   list(APPEND norma_nvcc_flags -std=c++20)
+endif()
+if(CUDAToolkit_VERSION VERSION_LESS 13)
+  # Two files that compile one kernel for different devices must not share its host stub; later nvcc does so by itself.
+  list(APPEND norma_nvcc_flags -static-global-template-stub=true)
 endif()
 if(NORMA_CUDA_LINEINFO)
   list(APPEND norma_nvcc_flags -lineinfo)

@@ -358,6 +358,11 @@ TEST_CASE("what is refused") {
   const DeviceArray<float> zeros(std::vector<float>(2 * 217));
   refuses(cuda::observe_gaussians(stream, large.view, {zeros.data(), 2, 217}, {}), Errc::out_of_memory,
           "cuda::observe_gaussians: the workspace is too small");
+  Workspace room(cuda::gaussian_workspace_bytes(1, 217, 2) + 4), rows_room(cuda::covariance_workspace_bytes(12, 5) + 8);
+  refuses(cuda::observe_gaussians(stream, large.view, {zeros.data(), 2, 217}, room.span().subspan(4)), Errc::invalid_argument,
+          "cuda::observe_gaussians: expected a workspace aligned to 256 bytes");
+  refuses(cuda::covariance(stream, all, mean.data(), out.matrix(5, 5), rows_room.span().subspan(8)), Errc::invalid_argument,
+          "cuda::covariance: expected a workspace aligned to 256 bytes");
   CHECK(large.view.count == 0);
   stream.wait();
 }

@@ -272,11 +272,11 @@ class GaussianAccumulator {
     if (pending.count == 0) return {};
     NORMA_CHECK(copy_async(stream_, images_.data(), pending.images.data(), pending.count * positions_ * dims_));
     NORMA_CHECK(pending.copied.record(stream_));
+    pending.in_flight = true;  // from here on, whatever comes next
     GaussianState now = state();
     NORMA_CHECK(observe_gaussians(stream_, now, {images_.data(), pending.count * positions_, dims_}, workspace()));
     count_ = now.count;
     pending.count = 0;
-    pending.in_flight = true;
     std::swap(pending_.front(), pending_.back());
     return {};
   }

@@ -231,12 +231,12 @@ NORMA_KERNEL gaussian_kernel(GaussianTask task) {
     }
     simt::block_barrier();
     const double before = static_cast<double>(task.before + std::int64_t{kBatch} * round), added = static_cast<double>(rows);
-    const double one = 1.0 / added, share = added / (before + added);
+    const double share = added / (before + added);
     const float weight = step_weight(before, added);
     for (int f = thread; f < stride; f += threads) {
       double own = 0.0;
       for (int g = 0; g < kGroups; ++g) own += sums[g * stride + f];
-      own *= one;
+      own /= added;  // exact where all are equal, and no product that a compiler may contract with the differences below
       const double old = mean[f], step = own - old;
       batch[rows * stride + f] = before > 0.0 ? weight * static_cast<float>(step) : 0.0f;
       mean[f] = old + step * share;  // the first batch's: 0 + own * 1
@@ -466,6 +466,11 @@ NORMA_KERNEL join_products_kernel(std::int64_t rows, std::int64_t segments, std:
 
 // -------------------------------------------------------------------------------------------------------------------------- launchers
 
+inline Status check_workspace(std::string_view who, std::span<const std::byte> workspace) {
+  if (reinterpret_cast<std::uintptr_t>(workspace.data()) % 256 == 0) return {};
+  return {Errc::invalid_argument, std::string(who) + ": expected a workspace aligned to 256 bytes"};
+}
+
 /// Runs a task whose positions may be many, on the path that its size asks for.
 template <class Tuning>
 Status run_task(std::string_view who, StreamRef stream, const GaussianTask& task, std::span<std::byte> workspace) {
@@ -494,6 +499,7 @@ Status run_task(std::string_view who, StreamRef stream, const GaussianTask& task
     return {Errc::out_of_memory, std::string(who) + ": the workspace is too small for one position, expected at least " + std::to_string(each) +
                                      " bytes, found " + std::to_string(workspace.size())};
   }
+  NORMA_CHECK(check_workspace(who, workspace));
   for (std::int64_t first = 0; first < task.positions; first += room) {
     const std::int64_t count = std::min(room, task.positions - first);
     std::byte* const rest = workspace.data() + static_cast<std::size_t>(room) * mean_bytes;
@@ -718,6 +724,7 @@ Status covariance(StreamRef stream, MatrixView<const float> rows, float* mean, M
     return {Errc::out_of_memory, name + ": the workspace is too small, expected covariance_workspace_bytes = " +
                                      std::to_string(covariance_workspace_bytes(n, dims)) + ", found " + std::to_string(workspace.size())};
   }
+  NORMA_CHECK(impl::check_workspace(kWho, workspace));
   float* const products = reinterpret_cast<float*>(workspace.data());
   double* const means = reinterpret_cast<double*>(workspace.data() + product_bytes);
   double* const exact = means + segments * dims;

@@ -64,7 +64,8 @@ Status launch(std::string_view who, StreamRef stream, const LaunchShape& shape, 
       return {Errc::invalid_argument, std::string(who) + ": the problem is too large for this device, expected at most " + std::to_string(most) +
                                           " bytes of shared memory a block, found " + std::to_string(shape.shared_bytes)};
     }
-    NORMA_CHECK(check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)), who));
+    // Always to the device's limit: the attribute is the kernel's, and two threads may launch it with different sizes.
+    NORMA_CHECK(check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, most), who));
   }
   kernel<<<dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y), static_cast<unsigned>(shape.blocks_z)),
            static_cast<unsigned>(shape.threads), shape.shared_bytes, native(stream)>>>(static_cast<Parameters>(std::forward<Arguments>(arguments))...);
