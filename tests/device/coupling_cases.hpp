@@ -134,21 +134,6 @@ Doubles forward_of(const std::vector<ReferenceBlock>& flow, const Positions& at,
   return x;
 }
 
-nn::CouplingShape flow_shape(nn::BlockKind kind, nn::ScaleClamp clamp, nn::ChannelMixing mixing, std::int64_t channels, std::int64_t condition,
-                             std::int64_t kernel, std::vector<std::int64_t> hidden) {
-  nn::CouplingShape s;
-  s.kind = kind;
-  s.clamp = clamp;
-  s.mixing = mixing;
-  s.alpha = 1.9f;
-  s.channels = channels;
-  s.condition = condition;
-  s.layers = static_cast<int>(hidden.size()) + 1;
-  for (int l = 0; l < s.layers; ++l) s.kernels[l] = kernel;
-  std::copy(hidden.begin(), hidden.end(), s.hidden);
-  return s;
-}
-
 struct FlowCase {
   const char* name;
   nn::CouplingShape shape;

@@ -2,6 +2,7 @@
 // [batch, height, width, C] without fillers, weights in a library's order [out, in, kernel, kernel].
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -387,6 +388,22 @@ inline std::vector<float> packed_parameters(const ReferenceBlock& block) {
     packed[index_of(layout.global_offset) + c] = static_cast<float>(block.global_offset[c]);
   }
   return packed;
+}
+
+/// A block for tests: subnet layers of side `kernel` with the given hidden channels.
+inline nn::CouplingShape flow_shape(nn::BlockKind kind, nn::ScaleClamp clamp, nn::ChannelMixing mixing, std::int64_t channels, std::int64_t condition,
+                             std::int64_t kernel, std::vector<std::int64_t> hidden) {
+  nn::CouplingShape s;
+  s.kind = kind;
+  s.clamp = clamp;
+  s.mixing = mixing;
+  s.alpha = 1.9f;
+  s.channels = channels;
+  s.condition = condition;
+  s.layers = static_cast<int>(hidden.size()) + 1;
+  for (int l = 0; l < s.layers; ++l) s.kernels[l] = kernel;
+  std::copy(hidden.begin(), hidden.end(), s.hidden);
+  return s;
 }
 
 }  // namespace norma::test
