@@ -179,6 +179,7 @@ void report_errors(benchmark::State& state, const Body& body) {
   if (!status) state.SkipWithError(status.message().c_str());
 }
 
+template <class Tuning>
 void nearest_rows(benchmark::State& state) {
   bench::Device* device = bench::device_or_skip(state);
   if (device == nullptr) return;
@@ -197,7 +198,7 @@ void nearest_rows(benchmark::State& state) {
     NORMA_CHECK(cuda::prepare_bank(stream, bank));
     const std::span<std::byte> memory(workspace.data(), workspace.bytes());
     const auto search = [&](cuda::StreamRef s) {
-      return cuda::nearest_rows(s, bank, rows.query_view(), k, {distance.data(), m, k}, {index.data(), m, k}, memory);
+      return cuda::nearest_rows<float, Tuning>(s, bank, rows.query_view(), k, {distance.data(), m, k}, {index.data(), m, k}, memory);
     };
     NORMA_CHECK(search(stream));
     NORMA_CHECK(check(rows, k, index.data(), stream));
@@ -276,9 +277,11 @@ void shapes(benchmark::internal::Benchmark* b, std::initializer_list<RowProduct>
     }
   }
 }
-BENCHMARK(nearest_rows)->Apply([](auto* b) {
+BENCHMARK(nearest_rows<cuda::NearestRowsTuning>)->Apply([](auto* b) {
                          shapes(b, {RowProduct::fp32, RowProduct::tf32x3, RowProduct::tf32, RowProduct::bf16});
                        }) -> NORMA_CUDA_BENCHMARK;
+// The same search with the warpgroup's products, on a device of compute capability 9.0; another says that it has none.
+BENCHMARK(nearest_rows<cuda::NearestRowsWarpgroupTuning>)->Apply([](auto* b) { shapes(b, {RowProduct::tf32, RowProduct::bf16}); }) -> NORMA_CUDA_BENCHMARK;
 BENCHMARK(product_then_select)->Apply([](auto* b) { shapes(b, {RowProduct::fp32, RowProduct::tf32, RowProduct::bf16}); }) -> NORMA_CUDA_BENCHMARK;
 
 }  // namespace
