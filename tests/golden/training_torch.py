@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes training_torch.safetensors: gradients and ten optimisation steps of two small networks, by PyTorch in double.
+"""Makes training_torch.safetensors: gradients of four small networks and ten optimisation steps of one, by PyTorch in double.
 
     python3 tests/golden/training_torch.py tests/golden/training_torch.safetensors
 
@@ -77,6 +77,126 @@ class UNet(nn.Module):
         return torch.sigmoid(self.out(y))
 
 
+class Attention(nn.Module):
+    """timm's; `talking` adds CaiT's mixes."""
+
+    def __init__(self, channels, heads, talking):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.talking = talking
+        if talking:
+            self.proj_l = nn.Linear(heads, heads)
+            self.proj_w = nn.Linear(heads, heads)
+
+    def forward(self, x):
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5
+        if self.talking:
+            scores = self.proj_l(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weights = scores.softmax(-1)
+        if self.talking:
+            weights = self.proj_w(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.proj((weights @ v).transpose(1, 2).reshape(n, t, c))
+
+
+class ClassAttention(nn.Module):
+    def __init__(self, channels, heads):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, x):
+        n, t, c = x.shape
+        split = lambda y: y.reshape(n, -1, self.heads, c // self.heads).transpose(1, 2)
+        q, k, v = split(self.q(x[:, :1])), split(self.k(x)), split(self.v(x))
+        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(n, 1, c))
+
+
+class Mlp(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, 2 * channels)
+        self.fc2 = nn.Linear(2 * channels, channels)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, channels, attention, scaled):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels)
+        self.scaled = scaled
+        if scaled:
+            self.gamma_1 = nn.Parameter(torch.rand(channels) + 0.5)
+            self.gamma_2 = nn.Parameter(torch.rand(channels) + 0.5)
+
+    def forward(self, x, cls=None):
+        """With a class token, only that one is changed."""
+        y = self.attn(self.norm1(x if cls is None else torch.cat([cls, x], 1)))
+        x = (x if cls is None else cls) + (self.gamma_1 * y if self.scaled else y)
+        y = self.mlp(self.norm2(x))
+        return x + (self.gamma_2 * y if self.scaled else y)
+
+
+class Patches(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, 4, 4)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class DeiT(nn.Module):
+    def __init__(self, channels=12, heads=2):
+        super().__init__()
+        self.patch_embed = Patches(channels)
+        self.cls_token = nn.Parameter(0.5 * torch.randn(1, 1, channels))
+        self.dist_token = nn.Parameter(0.5 * torch.randn(1, 1, channels))
+        self.pos_embed = nn.Parameter(0.5 * torch.randn(1, 3 * 4 + 2, channels))
+        self.blocks = nn.ModuleList([TransformerBlock(channels, Attention(channels, heads, False), False) for _ in range(2)])
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.head = nn.Linear(channels, 4)
+        self.head_dist = nn.Linear(channels, 4)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.dist_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
+
+
+class CaiT(nn.Module):
+    def __init__(self, channels=12, heads=3):
+        super().__init__()
+        self.patch_embed = Patches(channels)
+        self.cls_token = nn.Parameter(0.5 * torch.randn(1, 1, channels))
+        self.pos_embed = nn.Parameter(0.5 * torch.randn(1, 3 * 4, channels))
+        self.blocks = nn.ModuleList([TransformerBlock(channels, Attention(channels, heads, True), True) for _ in range(2)])
+        self.blocks_token_only = nn.ModuleList([TransformerBlock(channels, ClassAttention(channels, heads), True) for _ in range(2)])
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.head = nn.Linear(channels, 4)
+
+    def forward(self, x):
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        cls = self.cls_token.expand(len(x), -1, -1)
+        for block in self.blocks_token_only:
+            cls = block(x, cls)
+        return self.head(self.norm(cls)[:, 0])
+
+
 def save_state(prefix, net):
     for name, tensor in net.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -149,6 +269,19 @@ loss = F.mse_loss(unet(x), target)
 loss.backward()
 store("unet/loss", loss.reshape(1))
 save_gradients("unet/gradient/", unet, x)
+
+for name, net in (("deit", DeiT()), ("cait", CaiT())):
+    x = torch.randn(4, 3, 12, 16, requires_grad=True)
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.3, 0.3)
+    save_state(name + "/start/", net)
+    store(name + "/input", x)
+    loss = F.cross_entropy(net(x), labels)
+    loss.backward()
+    store(name + "/loss", loss.reshape(1))
+    save_gradients(name + "/gradient/", net, x)
 
 header, data = {}, b""
 for name in sorted(stored):

@@ -1,4 +1,4 @@
-// Two small networks against PyTorch in double: gradients of every parameter and of the input, running statistics, and ten steps of each
+// Four small networks against PyTorch in double: gradients of every parameter and of the input, running statistics, and ten steps of each
 // optimiser. The file and the script that made it stand beside this test.
 #include <algorithm>
 #include <array>
@@ -226,6 +226,100 @@ TEST_CASE("an encoder with decoder: gradients of every kind of layer that enlarg
   const std::array<TensorView<const float>, 1> tap_gradients{TensorView<const float>(d.data(), 2, out[0].shape())};
   REQUIRE(executor->backward(parameters, pass, tap_gradients, gradients.span(), {}, input_gradient.view()).ok());
   compare_gradients(file, "unet/gradient/", executor->layout(), gradients.span(), input_gradient);
+}
+
+// One transformer block; `attend` makes attention's result of the normalised tokens. Scaled as CaiT's where `scaled`.
+template <class Attend>
+int transformer_block(Builder& b, int normalised, int residual, const Name& p, bool scaled, Attend&& attend) {
+  int y =
+      b.linear(attend(b.layer_norm(normalised, {.name = p + "norm1", .epsilon = 1e-6f})), {.name = p + "attn.proj", .out_channels = 12});
+  const int x = b.add(scaled ? b.layer_scale(y, p + "gamma_1") : y, residual);
+  y = b.linear(b.layer_norm(x, {.name = p + "norm2", .epsilon = 1e-6f}),
+               {.name = p + "mlp.fc1", .out_channels = 24, .activation = Activation::gelu});
+  y = b.linear(y, {.name = p + "mlp.fc2", .out_channels = 12});
+  return b.add(scaled ? b.layer_scale(y, p + "gamma_2") : y, x);
+}
+Graph<64> deit() {
+  Graph<64> graph;
+  Builder b(graph);
+  const int patches = b.convolution(b.input(3), {.name = "patch_embed.proj", .out_channels = 12, .kernel = 4, .stride = 4, .bias = true});
+  int x = b.tokens(patches, {.position_embedding = "pos_embed", .class_token = "cls_token", .second_token = "dist_token"});
+  for (int i = 0; i < 2; ++i) {
+    const Name p = name("blocks.", i, ".");
+    x = transformer_block(b, x, x, p, false,
+                          [&](int y) { return b.attention(b.linear(y, {.name = p + "attn.qkv", .out_channels = 36}), 2); });
+  }
+  x = b.layer_norm(x, {.name = "norm", .epsilon = 1e-6f});
+  const int head = b.linear(b.token(x, 0), {.name = "head", .out_channels = 4});
+  b.tap("head", b.global_average_pool(b.join_tokens(head, b.linear(b.token(x, 1), {.name = "head_dist", .out_channels = 4}))));
+  return graph;
+}
+Graph<80> cait() {
+  Graph<80> graph;
+  Builder b(graph);
+  const int patches = b.convolution(b.input(3), {.name = "patch_embed.proj", .out_channels = 12, .kernel = 4, .stride = 4, .bias = true});
+  int x = b.tokens(patches, {.position_embedding = "pos_embed"});
+  for (int i = 0; i < 2; ++i) {
+    const Name p = name("blocks.", i, ".");
+    x = transformer_block(b, x, x, p, true, [&](int y) {
+      y = b.linear(y, {.name = p + "attn.qkv", .out_channels = 36});
+      return b.talking_heads_attention(y, 3, p + "attn.proj_l", p + "attn.proj_w");
+    });
+  }
+  int cls = b.first_token(b.tokens(x, {.position_embedding = "", .class_token = "cls_token"}));
+  for (int i = 0; i < 2; ++i) {
+    const Name p = name("blocks_token_only.", i, ".");
+    cls = transformer_block(b, b.join_tokens(cls, x), cls, p, true, [&](int y) {
+      const int q = b.linear(b.first_token(y), {.name = p + "attn.q", .out_channels = 12});
+      const int k = b.linear(y, {.name = p + "attn.k", .out_channels = 12}), v = b.linear(y, {.name = p + "attn.v", .out_channels = 12});
+      return b.class_attention(q, k, v, 3);
+    });
+  }
+  b.tap("head", b.linear(b.layer_norm(cls, {.name = "norm", .epsilon = 1e-6f}), {.name = "head", .out_channels = 4}));
+  return graph;
+}
+
+void compare_transformer(const io::Weights& file, GraphView graph, const std::string& name) {
+  CAPTURE(name);
+  const std::string_view tap[] = {"head"};
+  const auto input = read_map(file, name + "/input");
+  auto executor = TrainingExecutor::create(graph, tap, 12, 16, {.input_gradient = InputGradient::yes});
+  REQUIRE_MESSAGE(executor.ok(), executor.message());
+  Parameters parameters = executor->make_parameters();
+  const Status loaded = parameters.load(file, name + "/start/");
+  REQUIRE_MESSAGE(loaded.ok(), loaded.message());
+  test::Scratch memory(executor->workspace_bytes(4, 1));
+  Arena arena = memory.arena();
+  std::array<TensorView<const float>, 1> out, plain;
+  std::array<float, 16> d{};
+  TrainingPass pass;
+  REQUIRE(executor->forward(parameters, input.view(), BatchNorm::training, arena, {}, out, pass).ok());
+  const double loss = cross_entropy(out[0].patches(), kLabels, 1.0, {d.data(), 4, 4});
+  CHECK(std::abs(loss - static_cast<double>(read(file, name + "/loss")[0])) <= 1e-6 * loss);
+
+  // The same numbers in the executor that only runs.
+  auto weights = parameters.to_weights();
+  REQUIRE(weights.ok());
+  auto runs = Executor::create(graph, tap, 12, 16, *weights);
+  REQUIRE_MESSAGE(runs.ok(), runs.message());
+  test::Scratch other(runs->workspace_bytes(4, 1));
+  Arena other_arena = other.arena();
+  REQUIRE(runs->run(input.view(), other_arena, {}, plain).ok());
+  compare({out[0].data, 16}, {plain[0].data, 16}, 1e-6 * largest({plain[0].data, 16}), name + " head");
+
+  Buffer<float> gradients(executor->layout().trained());
+  Tensor<float> input_gradient(4, {12, 16, 3});
+  const std::array<TensorView<const float>, 1> tap_gradients{TensorView<const float>(d.data(), 4, 1, 1, 4)};
+  REQUIRE(executor->backward(parameters, pass, tap_gradients, gradients.span(), {}, input_gradient.view()).ok());
+  compare_gradients(file, name + "/gradient/", executor->layout(), gradients.span(), input_gradient);
+}
+
+TEST_CASE("a distilled Vision Transformer and a CaiT: gradients of every tensor, and the same results as the executor") {
+  const io::Weights file = golden();
+  const auto vision = deit();
+  compare_transformer(file, vision, "deit");
+  const auto talking = cait();
+  compare_transformer(file, talking, "cait");
 }
 
 TEST_CASE("trained numbers are a weight file that the executor reads, with the same results") {

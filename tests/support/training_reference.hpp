@@ -2,6 +2,7 @@
 /// A network's forward pass as plain loops in double over the graph itself, for checking gradients: no plan, no packing, no kept values.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -72,6 +73,24 @@ class TrainingReference {
     }
   }
 
+  // s[h] = bias[h] + sum over g of mix[h, g] s[g].
+  void mix(std::vector<Values>& s, const Values& numbers, const std::string& name) const {
+    const std::vector<Values> before = s;
+    for (std::size_t h = 0; h < s.size(); ++h)
+      for (std::size_t i = 0; i < s[h].size(); ++i) {
+        s[h][i] = tensor(numbers, name + ".bias")[h];
+        for (std::size_t g = 0; g < s.size(); ++g) s[h][i] += tensor(numbers, name + ".weight")[h * s.size() + g] * before[g][i];
+      }
+  }
+  static void softmax_rows(Values& s, std::int64_t count) {
+    for (auto row = s.begin(); row != s.end(); row += count) {
+      const double most = *std::max_element(row, row + count);
+      double sum = 0.0;
+      for (std::int64_t u = 0; u < count; ++u) sum += row[u] = std::exp(row[u] - most);
+      for (std::int64_t u = 0; u < count; ++u) row[u] /= sum;
+    }
+  }
+
   [[nodiscard]] Values run(int id, const Values& numbers, const std::vector<Values>& values) const {
     using nn::Op;
     const nn::Node& node = plan_.graph()[id];
@@ -110,7 +129,11 @@ class TrainingReference {
             double sum = 0.0;
             for (int u = 0; u < kh; ++u)
               for (int v = 0; v < kw; ++v) {
-                const std::int64_t iy = i * stride + u * dilation - pad.top, ix = j * stride + v * dilation - pad.left;
+                std::int64_t iy = i * stride + u * dilation - pad.top, ix = j * stride + v * dilation - pad.left;
+                if (node.padding.kind == nn::PaddingKind::reflect) {
+                  iy = std::min(std::abs(iy), 2 * (in.height - 1) - std::abs(iy));
+                  ix = std::min(std::abs(ix), 2 * (in.width - 1) - std::abs(ix));
+                }
                 if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
                 for (std::int64_t c = 0; c < in_group; ++c) {
                   sum += x[at(in, n, iy, ix, o / out_group * in_group + c)] * w[((o * in_group + c) * kh + u) * kw + v];
@@ -169,7 +192,8 @@ class TrainingReference {
       case Op::multiply: {
         const bool gate = second->size() != y.size();
         each([&](std::int64_t n, std::int64_t i, std::int64_t j, std::int64_t c) {
-          return x[at(out, n, i, j, c)] * (gate ? (*second)[static_cast<std::size_t>(n * out.channels + c)] : (*second)[at(out, n, i, j, c)]);
+          return x[at(out, n, i, j, c)] *
+                 (gate ? (*second)[static_cast<std::size_t>(n * out.channels + c)] : (*second)[at(out, n, i, j, c)]);
         });
         break;
       }
@@ -189,9 +213,7 @@ class TrainingReference {
       }
       case Op::slice: each([&](auto n, auto i, auto j, auto c) { return x[at(in, n, i, j, node.offset + c)]; }); break;
       case Op::flatten:
-        each([&](auto n, auto, auto, auto c) {
-          return x[at(in, n, c % in.positions() / in.width, c % in.width, c / in.positions())];
-        });
+        each([&](auto n, auto, auto, auto c) { return x[at(in, n, c % in.positions() / in.width, c % in.width, c / in.positions())]; });
         break;
       case Op::activation: y = x; break;
       case Op::layer_scale: each([&](auto n, auto i, auto j, auto c) { return x[at(in, n, i, j, c)] * tensor(numbers, name)[c]; }); break;
@@ -215,9 +237,10 @@ class TrainingReference {
       }
       case Op::resize: {
         const auto source = [&](std::int64_t o, std::int64_t from, std::int64_t to) {
-          const double position = node.interpolation == nn::Interpolation::bilinear_corners
-                                      ? (to > 1 ? static_cast<double>(o * (from - 1)) / static_cast<double>(to - 1) : 0.0)
-                                      : std::max((static_cast<double>(o) + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5, 0.0);
+          const double position =
+              node.interpolation == nn::Interpolation::bilinear_corners
+                  ? (to > 1 ? static_cast<double>(o * (from - 1)) / static_cast<double>(to - 1) : 0.0)
+                  : std::max((static_cast<double>(o) + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5, 0.0);
           return std::min(position, static_cast<double>(from - 1));
         };
         each([&](std::int64_t n, std::int64_t i, std::int64_t j, std::int64_t c) {
@@ -231,7 +254,74 @@ class TrainingReference {
         });
         break;
       }
-      default: break;
+      case Op::tokens: {
+        const std::string classes[] = {std::string(node.second.view()), std::string(node.third.view())};
+        each([&](std::int64_t n, std::int64_t, std::int64_t t, std::int64_t c) {
+          double v = name.empty() ? 0.0 : tensor(numbers, name)[t * out.channels + c];
+          if (t >= node.class_tokens) return v + x[at(in, n, 0, t - node.class_tokens, c)];  // positions in order, whatever the width
+          const bool first = t == 0 && !classes[0].empty();
+          return v + tensor(numbers, classes[first ? 0 : 1])[c];
+        });
+        break;
+      }
+      case Op::grid: each([&](auto n, auto i, auto j, auto c) { return x[at(in, n, 0, node.class_tokens + i * out.width + j, c)]; }); break;
+      case Op::token: each([&](auto n, auto, auto, auto c) { return x[at(in, n, 0, node.offset, c)]; }); break;
+      case Op::join_tokens: {
+        const Shape other = plan_.node(node.inputs[1]).out;
+        each([&](auto n, auto, auto t, auto c) {
+          return t < in.positions() ? x[at(in, n, 0, t, c)] : (*second)[at(other, n, 0, t - in.positions(), c)];
+        });
+        break;
+      }
+      case Op::attention:
+      case Op::talking_heads_attention:
+        for (std::int64_t n = 0; n < batch_; ++n) {
+          const std::int64_t tokens = in.positions(), heads = node.heads, dim = out.channels / heads;
+          const auto part = [&](std::int64_t which, std::int64_t h, std::int64_t t, std::int64_t d) {
+            return x[at(in, n, 0, t, (which * heads + h) * dim + d)];
+          };
+          std::vector<Values> weights(static_cast<std::size_t>(heads), Values(static_cast<std::size_t>(tokens * tokens)));
+          for (std::int64_t h = 0; h < heads; ++h)
+            for (std::int64_t t = 0; t < tokens; ++t)
+              for (std::int64_t u = 0; u < tokens; ++u) {
+                double dot = 0.0;
+                for (std::int64_t d = 0; d < dim; ++d) dot += part(0, h, t, d) * part(1, h, u, d);
+                weights[static_cast<std::size_t>(h)][static_cast<std::size_t>(t * tokens + u)] = dot / std::sqrt(static_cast<double>(dim));
+              }
+          if (node.op == Op::talking_heads_attention) mix(weights, numbers, name);
+          for (Values& w : weights) softmax_rows(w, tokens);
+          if (node.op == Op::talking_heads_attention) mix(weights, numbers, std::string(node.second.view()));
+          for (std::int64_t h = 0; h < heads; ++h)
+            for (std::int64_t t = 0; t < tokens; ++t)
+              for (std::int64_t d = 0; d < dim; ++d) {
+                double sum = 0.0;
+                for (std::int64_t u = 0; u < tokens; ++u) {
+                  sum += weights[static_cast<std::size_t>(h)][static_cast<std::size_t>(t * tokens + u)] * part(2, h, u, d);
+                }
+                y[at(out, n, 0, t, h * dim + d)] = sum;
+              }
+        }
+        break;
+      case Op::class_attention: {
+        const Values& query = values[static_cast<std::size_t>(node.inputs[2])];
+        const std::int64_t tokens = in.positions(), dim = out.channels / node.heads;
+        for (std::int64_t n = 0; n < batch_; ++n)
+          for (std::int64_t h = 0; h < node.heads; ++h) {
+            Values weights(static_cast<std::size_t>(tokens));
+            for (std::int64_t u = 0; u < tokens; ++u)
+              for (std::int64_t d = h * dim; d < (h + 1) * dim; ++d) {
+                weights[static_cast<std::size_t>(u)] +=
+                    query[at(out, n, 0, 0, d)] * x[at(in, n, 0, u, d)] / std::sqrt(static_cast<double>(dim));
+              }
+            softmax_rows(weights, tokens);
+            for (std::int64_t d = h * dim; d < (h + 1) * dim; ++d)
+              for (std::int64_t u = 0; u < tokens; ++u) {
+                y[at(out, n, 0, 0, d)] += weights[static_cast<std::size_t>(u)] * (*second)[at(in, n, 0, u, d)];
+              }
+          }
+        break;
+      }
+      case Op::input: break;
     }
     for (double& v : y) v = test::activate(v, node.activation);
     return y;

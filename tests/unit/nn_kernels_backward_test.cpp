@@ -1,6 +1,8 @@
 // Gradient kernels, every instruction set: convolutions against sums in double, linear layers against the equation that defines a
-// transpose, <dy, F x> = <F' dy, x>, the others against their formulas in double. Bits must not depend on the number of workers.
+// transpose, <dy, F x> = <F' dy, x>, the others against their formulas in double (attention's are themselves checked by differences). Bits
+// must not depend on the number of workers.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,6 +12,7 @@
 #include <doctest/doctest.h>
 
 #include <norma/core/thread_pool.hpp>
+#include <norma/nn/kernels/attention_backward.hpp>
 #include <norma/nn/kernels/convolution_backward.hpp>
 #include <norma/nn/kernels/elementwise_backward.hpp>
 #include <norma/nn/kernels/normalisation_backward.hpp>
@@ -395,6 +398,389 @@ TEST_CASE("repacked weights are the packed ones") {
       const float* a = fresh.algorithm() == ConvolutionAlgorithm::winograd ? fresh.winograd() : fresh.product(0).data();
       const float* b = used.algorithm() == ConvolutionAlgorithm::winograd ? used.winograd() : used.product(0).data();
       CHECK(std::memcmp(a, b, fresh.bytes()) == 0);
+    }
+  }
+}
+
+// Attention by its formulas, in double: `queries` rows of q, `tokens` rows of k and v, [row, heads * dim]. Mixes may be empty.
+struct AttentionReference {
+  using Values = std::vector<double>;
+  std::int64_t queries, tokens, heads, dim;
+  Values q, k, v;
+  Values logits_mix = {}, logits_bias = {}, weights_mix = {}, weights_bias = {};
+
+  [[nodiscard]] std::size_t score(std::int64_t h, std::int64_t t, std::int64_t u) const {
+    return static_cast<std::size_t>((h * queries + t) * tokens + u);
+  }
+  [[nodiscard]] std::size_t at(std::int64_t t, std::int64_t h, std::int64_t d) const {
+    return static_cast<std::size_t>((t * heads + h) * dim + d);
+  }
+  // body(h, query, token)
+  template <class Body>
+  void scores(Body&& body) const {
+    for (std::int64_t h = 0; h < heads; ++h)
+      for (std::int64_t t = 0; t < queries; ++t)
+        for (std::int64_t u = 0; u < tokens; ++u) body(h, t, u);
+  }
+  // to[h] = bias[h] + sum over g of mix[h, g] from[g] (of the transpose: mix[g, h]); sizes instead of values where `sizes`.
+  [[nodiscard]] Values mixed(const Values& from, const Values& mix, const Values& bias, bool transposed, bool sizes) const {
+    if (mix.empty()) return from;
+    Values to(from.size());
+    scores([&](auto h, auto t, auto u) {
+      double sum = bias.empty() ? 0.0 : sizes ? std::abs(bias[static_cast<std::size_t>(h)]) : bias[static_cast<std::size_t>(h)];
+      for (std::int64_t g = 0; g < heads; ++g) {
+        const double m = mix[static_cast<std::size_t>(transposed ? g * heads + h : h * heads + g)];
+        sum += (sizes ? std::abs(m) : m) * from[score(g, t, u)];
+      }
+      to[score(h, t, u)] = sum;
+    });
+    return to;
+  }
+  struct Forward {
+    Values scaled, scaled_size, logits_size, weights, mixed, mixed_size, out;
+  };
+  [[nodiscard]] Forward forward() const {
+    Forward f;
+    const auto count = static_cast<std::size_t>(heads * queries * tokens);
+    f.scaled.resize(count), f.scaled_size.resize(count);
+    scores([&](auto h, auto t, auto u) {
+      for (std::int64_t d = 0; d < dim; ++d) {
+        const double product = q[at(t, h, d)] * k[at(u, h, d)] / std::sqrt(static_cast<double>(dim));
+        f.scaled[score(h, t, u)] += product;
+        f.scaled_size[score(h, t, u)] += std::abs(product);
+      }
+    });
+    f.weights = mixed(f.scaled, logits_mix, logits_bias, false, false);
+    f.logits_size = mixed(f.scaled_size, logits_mix, logits_bias, false, true);
+    for (auto row = f.weights.begin(); row != f.weights.end(); row += tokens) {
+      const double most = *std::max_element(row, row + tokens);
+      double sum = 0.0;
+      for (std::int64_t u = 0; u < tokens; ++u) sum += row[u] = std::exp(row[u] - most);
+      for (std::int64_t u = 0; u < tokens; ++u) row[u] /= sum;
+    }
+    f.mixed = mixed(f.weights, weights_mix, weights_bias, false, false);
+    f.mixed_size = mixed(f.weights, weights_mix, weights_bias, false, true);
+    f.out.resize(static_cast<std::size_t>(queries * heads * dim));
+    scores([&](auto h, auto t, auto u) {
+      for (std::int64_t d = 0; d < dim; ++d) f.out[at(t, h, d)] += f.mixed[score(h, t, u)] * v[at(u, h, d)];
+    });
+    return f;
+  }
+  // Gradients of the sum of dy times the result, or with `sizes` a bound on the sums of the sizes of all terms.
+  struct Gradients {
+    Values q, k, v, logits_mix, logits_bias, weights_mix, weights_bias;
+  };
+  [[nodiscard]] Gradients gradients(const Values& dy, bool sizes) const {
+    const Forward f = forward();
+    const auto size = [&](double x) { return sizes ? std::abs(x) : x; };
+    Gradients g{Values(q.size()),           Values(k.size()),           Values(v.size()),           Values(logits_mix.size()),
+                Values(logits_bias.size()), Values(weights_mix.size()), Values(weights_bias.size())};
+    Values d(f.weights.size());  // of the mixed weights, the weights, the logits, the scaled scores in turn
+    scores([&](auto h, auto t, auto u) {
+      for (std::int64_t i = 0; i < dim; ++i) {
+        d[score(h, t, u)] += size(dy[at(t, h, i)] * v[at(u, h, i)]);
+        g.v[at(u, h, i)] += sizes ? f.mixed_size[score(h, t, u)] * std::abs(dy[at(t, h, i)]) : f.mixed[score(h, t, u)] * dy[at(t, h, i)];
+      }
+    });
+    const auto mix_gradient = [&](const Values& seen, Values& mix, Values& bias) {
+      if (mix.empty()) return;
+      scores([&](auto h, auto t, auto u) {
+        bias[static_cast<std::size_t>(h)] += d[score(h, t, u)];
+        for (std::int64_t j = 0; j < heads; ++j) mix[static_cast<std::size_t>(h * heads + j)] += d[score(h, t, u)] * seen[score(j, t, u)];
+      });
+    };
+    mix_gradient(f.weights, g.weights_mix, g.weights_bias);
+    d = mixed(d, weights_mix, {}, true, sizes);
+    for (std::size_t row = 0; row < d.size(); row += static_cast<std::size_t>(tokens)) {
+      double sum = 0.0;
+      for (std::size_t u = row; u < row + static_cast<std::size_t>(tokens); ++u) sum += f.weights[u] * d[u];
+      for (std::size_t u = row; u < row + static_cast<std::size_t>(tokens); ++u) d[u] = f.weights[u] * (sizes ? d[u] + sum : d[u] - sum);
+    }
+    mix_gradient(sizes ? f.scaled_size : f.scaled, g.logits_mix, g.logits_bias);
+    d = mixed(d, logits_mix, {}, true, sizes);
+    scores([&](auto h, auto t, auto u) {
+      const double ds = d[score(h, t, u)] / std::sqrt(static_cast<double>(dim));
+      for (std::int64_t i = 0; i < dim; ++i) {
+        g.q[at(t, h, i)] += ds * size(k[at(u, h, i)]);
+        g.k[at(u, h, i)] += ds * size(q[at(t, h, i)]);
+      }
+    });
+    return g;
+  }
+  // What a sum of sizes is multiplied with to bound a float's error. A weight: its logit errs by (dim + heads + 3) roundings of the logit's
+  // size, twice (numerator and sum), exp by 2e-7, the sum by one rounding a token. A gradient sees its weight at most three times, and
+  // chains over channels, heads and tokens; those of mixes run over 7 rows of tokens in float.
+  [[nodiscard]] double share() const {
+    const Forward f = forward();
+    const double largest = *std::max_element(f.logits_size.begin(), f.logits_size.end());
+    const auto t = static_cast<double>(std::max(tokens, queries)), h = static_cast<double>(heads), c = static_cast<double>(dim);
+    const double weight = 2.0 * (c + h + 3.0) * kUnit * largest + 4e-7 + (t + 2.0) * kUnit;
+    return 3.0 * weight + (c + 10.0 * t + 3.0 * h + 20.0) * kUnit;
+  }
+};
+
+std::vector<double> widened(const float* from, std::int64_t count) { return {from, from + count}; }
+
+AttentionReference reference_of(const Tensor<float>& qkv, std::int64_t n, int heads, std::int64_t dim) {
+  const std::int64_t tokens = qkv.shape().positions(), channels = heads * dim;
+  AttentionReference r{tokens, tokens, heads, dim, {}, {}, {}};
+  const float* from = qkv.view().image(n).data;
+  for (std::int64_t t = 0; t < tokens; ++t, from += 3 * channels) {
+    r.q.insert(r.q.end(), from, from + channels);
+    r.k.insert(r.k.end(), from + channels, from + 2 * channels);
+    r.v.insert(r.v.end(), from + 2 * channels, from + 3 * channels);
+  }
+  return r;
+}
+bool inside(const float* got, std::int64_t stride, const std::vector<double>& want, const std::vector<double>& size, std::int64_t columns,
+            double share, double before = 0.0) {
+  bool good = true;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i) / columns, column = static_cast<std::int64_t>(i) % columns;
+    const double value = static_cast<double>(got[row * stride + column]);
+    good = good && std::abs(value - (want[i] + before)) <= share * (size[i] + std::abs(before));
+  }
+  return good;
+}
+
+TEST_CASE("attention's formulas are the derivatives, by central differences of the forward pass in double") {
+  for (const bool talking : {false, true}) {
+    for (const std::int64_t queries : {1, 4}) {
+      AttentionReference r{queries, 4, 3, 5, {}, {}, {}};
+      auto draw = [seed = std::uint64_t{1}](std::int64_t count) mutable {
+        const auto v = normal_vector(count, seed++);
+        return std::vector<double>(v.begin(), v.end());
+      };
+      r.q = draw(queries * 15), r.k = draw(60), r.v = draw(60);
+      if (talking) r.logits_mix = draw(9), r.logits_bias = draw(3), r.weights_mix = draw(9), r.weights_bias = draw(3);
+      const auto dy = draw(queries * 15);
+      const auto loss = [&] {
+        const auto out = r.forward().out;
+        double sum = 0.0;
+        for (std::size_t i = 0; i < out.size(); ++i) sum += out[i] * dy[i];
+        return sum;
+      };
+      const auto got = r.gradients(dy, false), sizes = r.gradients(dy, true);
+      // h^2 / 6 of the third derivative and 1e-16 / h of the loss: both far below 1e-6.
+      const auto compare = [&](std::vector<double>& varied, const std::vector<double>& gradient, const std::vector<double>& size) {
+        REQUIRE(gradient.size() == varied.size());
+        double largest = 0.0;
+        for (const double g : gradient) largest = std::max(largest, std::abs(g));
+        for (std::size_t i = 0; i < varied.size(); ++i) {
+          constexpr double h = 1e-5;
+          const double before = varied[i];
+          varied[i] = before + h;
+          const double up = loss();
+          varied[i] = before - h;
+          const double down = loss();
+          varied[i] = before;
+          CHECK(std::abs(gradient[i] - (up - down) / (2 * h)) <= 1e-6 * std::max(largest, 1e-3));
+          CHECK(std::abs(gradient[i]) <= size[i] * (1.0 + 1e-12) + 1e-12);
+        }
+      };
+      compare(r.q, got.q, sizes.q);
+      compare(r.k, got.k, sizes.k);
+      compare(r.v, got.v, sizes.v);
+      compare(r.logits_mix, got.logits_mix, sizes.logits_mix);
+      compare(r.logits_bias, got.logits_bias, sizes.logits_bias);
+      compare(r.weights_mix, got.weights_mix, sizes.weights_mix);
+      compare(r.weights_bias, got.weights_bias, sizes.weights_bias);
+    }
+  }
+}
+
+TEST_CASE("gradients of attention, with and without talking heads: tokens around the blocks, any number of channels, threads") {
+  struct Case {
+    std::int64_t tokens;
+    int heads;
+    std::int64_t dim;
+  };
+  ThreadPool two(2), three(3);
+  for (const Case c : {Case{1, 1, 1}, Case{1, 2, 16}, Case{2, 3, 5}, Case{31, 4, 8}, Case{33, 2, 33}, Case{56, 5, 7}, Case{57, 3, 64},
+                       Case{120, 2, 16}, Case{197, 1, 48}, Case{20, 16, 3}}) {
+    CAPTURE(c.tokens);
+    CAPTURE(c.heads);
+    CAPTURE(c.dim);
+    constexpr std::int64_t kBatch = 2;
+    const std::int64_t channels = c.heads * c.dim, squares = c.heads * c.heads;
+    const auto qkv = normal_tensor(kBatch, {1, c.tokens, 3 * channels}, 1), dy = normal_tensor(kBatch, {1, c.tokens, channels}, 2);
+    std::array<std::vector<float>, 4> mixes{normal_vector(squares, 3), normal_vector(c.heads, 4), normal_vector(squares, 5),
+                                            normal_vector(c.heads, 6)};
+    for (float& m : mixes[0]) m /= std::sqrt(static_cast<float>(c.heads));
+    for (const bool talking : {false, true}) {
+      CAPTURE(talking);
+      std::vector<AttentionReference::Gradients> want, size;
+      std::vector<double> share;
+      for (std::int64_t n = 0; n < kBatch; ++n) {
+        AttentionReference r = reference_of(qkv, n, c.heads, c.dim);
+        if (talking) {
+          r.logits_mix = {mixes[0].begin(), mixes[0].end()}, r.logits_bias = {mixes[1].begin(), mixes[1].end()};
+          r.weights_mix = {mixes[2].begin(), mixes[2].end()}, r.weights_bias = {mixes[3].begin(), mixes[3].end()};
+        }
+        const auto d = widened(dy.view().image(n).data, c.tokens * channels);
+        want.push_back(r.gradients(d, false));
+        size.push_back(r.gradients(d, true));
+        share.push_back(r.share());
+      }
+      const auto sum = [](std::vector<double> a, const std::vector<double>& b) {
+        for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+        return a;
+      };
+      for (const InstructionSet set : instruction_sets()) {
+        CAPTURE(to_string(set));
+        for (const Accumulate accumulate : {Accumulate::no, Accumulate::yes}) {
+          std::vector<float> first;
+          for (const Parallel parallel : {Parallel{}, two.parallel(), three.parallel()}) {
+            Tensor<float> dqkv(kBatch, qkv.shape());
+            std::fill_n(dqkv.data(), dqkv.view().count(), accumulate == Accumulate::yes ? 0.5f : std::nanf(""));
+            std::array<std::vector<float>, 4> dmix;
+            for (std::size_t i = 0; i < 4; ++i) dmix[i].assign(mixes[i].size(), 0.25f);
+            if (talking) {
+              Scratch scratch(talking_heads_attention_gradient_scratch_bytes(c.tokens, channels, c.heads));
+              Arena arena = scratch.arena();
+              talking_heads_attention_gradient(
+                  dy.view(), qkv.view(), c.heads, {mixes[0].data(), mixes[1].data(), mixes[2].data(), mixes[3].data()},
+                  {dmix[0].data(), dmix[1].data(), dmix[2].data(), dmix[3].data()}, dqkv.view(), accumulate, parallel, arena, set);
+            } else {
+              Scratch scratch(attention_gradient_scratch_bytes(c.tokens, channels, c.heads, parallel.workers()));
+              Arena arena = scratch.arena();
+              attention_gradient(dy.view(), qkv.view(), c.heads, dqkv.view(), accumulate, parallel, arena, set);
+            }
+            std::vector<float> bits(dqkv.data(), dqkv.data() + dqkv.view().count());
+            for (const auto& d : dmix) bits.insert(bits.end(), d.begin(), d.end());
+            if (!first.empty()) {
+              CHECK(first == bits);
+              continue;
+            }
+            first = bits;
+            for (std::size_t n = 0; n < 2; ++n) {
+              const float* d = dqkv.view().image(static_cast<std::int64_t>(n)).data;
+              const double before = accumulate == Accumulate::yes ? 0.5 : 0.0;
+              CHECK(inside(d, 3 * channels, want[n].q, size[n].q, channels, share[n], before));
+              CHECK(inside(d + channels, 3 * channels, want[n].k, size[n].k, channels, share[n], before));
+              CHECK(inside(d + 2 * channels, 3 * channels, want[n].v, size[n].v, channels, share[n], before));
+            }
+            if (!talking) continue;
+            const double both = std::max(share[0], share[1]);
+            CHECK(inside(dmix[0].data(), 1, sum(want[0].logits_mix, want[1].logits_mix), sum(size[0].logits_mix, size[1].logits_mix), 1,
+                         both, 0.25));
+            CHECK(inside(dmix[1].data(), 1, sum(want[0].logits_bias, want[1].logits_bias), sum(size[0].logits_bias, size[1].logits_bias), 1,
+                         both, 0.25));
+            CHECK(inside(dmix[2].data(), 1, sum(want[0].weights_mix, want[1].weights_mix), sum(size[0].weights_mix, size[1].weights_mix), 1,
+                         both, 0.25));
+            CHECK(inside(dmix[3].data(), 1, sum(want[0].weights_bias, want[1].weights_bias),
+                         sum(size[0].weights_bias, size[1].weights_bias), 1, both, 0.25));
+            // Mixes alone, and the input alone, are the same numbers.
+            Scratch scratch(talking_heads_attention_gradient_scratch_bytes(c.tokens, channels, c.heads));
+            Arena arena = scratch.arena();
+            std::array<std::vector<float>, 4> alone;
+            for (std::size_t i = 0; i < 4; ++i) alone[i].assign(mixes[i].size(), 0.25f);
+            const detail::HeadMix mix{mixes[0].data(), mixes[1].data(), mixes[2].data(), mixes[3].data()};
+            talking_heads_attention_gradient(dy.view(), qkv.view(), c.heads, mix,
+                                             {alone[0].data(), alone[1].data(), alone[2].data(), alone[3].data()}, {}, accumulate, parallel,
+                                             arena, set);
+            CHECK(alone == dmix);
+            Tensor<float> input(kBatch, qkv.shape());
+            std::fill_n(input.data(), input.view().count(), 0.5f);
+            talking_heads_attention_gradient(dy.view(), qkv.view(), c.heads, mix, {}, input.view(), accumulate, parallel, arena, set);
+            CHECK(std::memcmp(input.data(), dqkv.data(), static_cast<std::size_t>(input.view().count()) * sizeof(float)) == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients of class attention, all targets and some") {
+  ThreadPool two(2), three(3);
+  for (const std::int64_t tokens : {1, 2, 31, 197}) {
+    for (const int heads : {1, 4}) {
+      const std::int64_t dim = 9, channels = heads * dim;
+      CAPTURE(tokens);
+      CAPTURE(heads);
+      const auto query = normal_tensor(2, {1, 1, channels}, 1), dy = normal_tensor(2, {1, 1, channels}, 2);
+      const auto keys = normal_tensor(2, {1, tokens, channels}, 3), values = normal_tensor(2, {1, tokens, channels}, 4);
+      for (const InstructionSet set : instruction_sets()) {
+        std::vector<float> first;
+        for (const Parallel parallel : {Parallel{}, two.parallel(), three.parallel()}) {
+          Tensor<float> dk(2, keys.shape()), dv(2, keys.shape()), dq(2, query.shape());
+          std::fill_n(dk.data(), dk.view().count(), std::nanf(""));
+          std::fill_n(dv.data(), dv.view().count(), 0.5f);
+          Scratch scratch(class_attention_gradient_scratch_bytes(tokens, channels, heads, parallel.workers()));
+          Arena arena = scratch.arena();
+          class_attention_gradient(dy.view(), keys.view(), values.view(), query.view(), heads, {dk.view(), Accumulate::no},
+                                   {dv.view(), Accumulate::yes}, {dq.view(), Accumulate::yes}, parallel, arena, set);
+          std::vector<float> bits(dk.data(), dk.data() + dk.view().count());
+          bits.insert(bits.end(), dv.data(), dv.data() + dv.view().count());
+          bits.insert(bits.end(), dq.data(), dq.data() + dq.view().count());
+          if (first.empty()) first = bits;
+          CHECK(first == bits);
+          for (std::int64_t n = 0; n < 2; ++n) {
+            const AttentionReference r{1,
+                                       tokens,
+                                       heads,
+                                       dim,
+                                       widened(query.view().image(n).data, channels),
+                                       widened(keys.view().image(n).data, tokens * channels),
+                                       widened(values.view().image(n).data, tokens * channels)};
+            const auto d = widened(dy.view().image(n).data, channels);
+            const auto want = r.gradients(d, false), size = r.gradients(d, true);
+            CHECK(inside(dk.view().image(n).data, 1, want.k, size.k, 1, r.share()));
+            CHECK(inside(dv.view().image(n).data, 1, want.v, size.v, 1, r.share(), 0.5));
+            CHECK(inside(dq.view().image(n).data, 1, want.q, size.q, 1, r.share()));
+          }
+          Tensor<float> only(2, query.shape());
+          class_attention_gradient(dy.view(), keys.view(), values.view(), query.view(), heads, {}, {}, {only.view(), Accumulate::no},
+                                   parallel, arena, set);
+          CHECK(std::memcmp(only.data(), dq.data(), static_cast<std::size_t>(2 * channels) * sizeof(float)) == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients of tokens that are placed, taken and weighted are sums that can be written down") {
+  ThreadPool two(2);
+  for (const InstructionSet set : instruction_sets()) {
+    for (const Parallel parallel : {Parallel{}, two.parallel()}) {
+      const auto dy = normal_tensor(3, {1, 70, 13}, 1), small = normal_tensor(3, {4, 5, 13}, 2);
+      for (const Accumulate accumulate : {Accumulate::no, Accumulate::yes}) {
+        const bool sum = accumulate == Accumulate::yes;
+        Tensor<float> placed = small, taken = dy;
+        placed_positions_gradient(dy.view(), 50, placed.view(), accumulate, parallel, set);
+        taken_positions_gradient(small.view(), 7, taken.view(), accumulate, parallel, set);
+        bool good = true;
+        for (std::int64_t n = 0; n < 3; ++n) {
+          for (std::int64_t t = 0; t < 70; ++t) {
+            for (std::int64_t c = 0; c < 13; ++c) {
+              if (t < 20) {
+                const float at = dy.view()(n, 0, 50 + t, c);
+                good = good && placed.view()(n, t / 5, t % 5, c) == (sum ? small.view()(n, t / 5, t % 5, c) + at : at);
+              }
+              const float from = t >= 7 && t < 27 ? small.view()(n, (t - 7) / 5, (t - 7) % 5, c) : 0.0f;
+              good = good && taken.view()(n, 0, t, c) == (sum ? dy.view()(n, 0, t, c) + from : from);
+            }
+          }
+        }
+        CHECK(good);
+      }
+      std::vector<float> positions(70 * 13, 1.0f), cls(13, 2.0f), second(13, 3.0f);
+      const std::array<float*, 2> tokens{cls.data(), second.data()};
+      token_weight_gradient(dy.view(), positions.data(), tokens, parallel, set);
+      bool good = true;
+      for (std::size_t i = 0; i < positions.size(); ++i) {
+        double sum = 0.0, size = 3.0;
+        for (std::size_t n = 0; n < 3; ++n) {
+          sum += static_cast<double>(dy.data()[n * 70 * 13 + i]);
+          size += std::abs(static_cast<double>(dy.data()[n * 70 * 13 + i]));
+        }
+        good = good && std::abs(static_cast<double>(positions[i]) - (1.0 + sum)) <= 4 * kUnit * size;
+        if (i < 26) {
+          const float got = i < 13 ? cls[i] : second[i - 13];
+          good = good && std::abs(static_cast<double>(got) - ((i < 13 ? 2.0 : 3.0) + sum)) <= 4 * kUnit * size;
+        }
+      }
+      CHECK(good);
     }
   }
 }

@@ -1,12 +1,14 @@
 // The training plan and its executor: sizes known to the compiler, bits, memory, passes, errors. Gradients are checked in
 // nn_training_gradients_test.cpp.
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include <doctest/doctest.h>
 
+#include <norma/backbones/vit.hpp>
 #include <norma/core/thread_pool.hpp>
 #include <norma/nn/training/executor.hpp>
 #include <norma/nn/training/initialise.hpp>
@@ -74,6 +76,43 @@ constexpr std::array<std::string_view, 17> kAllButLast{"stem", "b0", "b1",  "b2"
 static_assert(4 * training_workspace_bytes(kDeep, kDeepTap, 32, 32, 8, 1, {.frozen = kAllButLast}) <
               training_workspace_bytes(kDeep, kDeepTap, 32, 32, 8));
 
+// A transformer with both kinds of attention, behind a convolution with mirrored borders.
+consteval auto make_transformer() {
+  Graph<40> graph;
+  Builder b(graph);
+  const int stem = b.convolution(
+      b.input(3), {.name = "stem", .out_channels = 16, .kernel = 3, .padding = Padding::reflect(1), .activation = Activation::relu});
+  const int patches = b.convolution(stem, {.name = "patches", .out_channels = 24, .kernel = 4, .stride = 4, .bias = true});
+  int x = b.tokens(patches, {.position_embedding = "positions", .class_token = "cls"});
+  int y = b.linear(b.layer_norm(x, {.name = "n1"}), {.name = "qkv", .out_channels = 72});
+  x = b.add(b.linear(b.attention(y, 3), {.name = "proj", .out_channels = 24}), x);
+  y = b.linear(b.layer_norm(x, {.name = "n2"}), {.name = "qkv2", .out_channels = 72});
+  x = b.add(b.layer_scale(b.talking_heads_attention(y, 4, "mix_l", "mix_w"), "gamma"), x);
+  b.tap("map", b.grid(x, patches, 1));
+  const int q = b.linear(b.first_token(x), {.name = "q", .out_channels = 24}), k = b.linear(x, {.name = "k", .out_channels = 24});
+  b.tap("fc", b.linear(b.class_attention(q, k, b.linear(x, {.name = "v", .out_channels = 24}), 4), {.name = "fc", .out_channels = 5}));
+  return graph;
+}
+constexpr auto kTransformer = make_transformer();
+constexpr std::size_t kTransformerBytes = training_workspace_bytes(kTransformer, kTaps, 32, 36, 2);
+// The published ones, whole, inside every compiler's default limits.
+constexpr auto kVision = ViTTiny16::graph();
+constexpr std::array<std::string_view, 1> kHead{"head"};
+static_assert(training_workspace_bytes(kVision, kHead, 224, 224, 1) < std::size_t{64} << 20);
+
+// As `initialise`, and tokens and mixes that are not zero.
+Parameters first_numbers(const TrainingExecutor& executor) {
+  Parameters parameters = executor.make_parameters();
+  initialise(parameters, {}, 3);
+  for (const ParameterPiece& piece : parameters.layout().pieces()) {
+    const auto values = parameters.of(piece);
+    if (piece.role >= TensorRole::position_embedding && piece.role != TensorRole::scale) {
+      test::fill_normal(values.data(), piece.count, static_cast<std::uint64_t>(piece.offset));
+    }
+  }
+  return parameters;
+}
+
 struct Step {
   std::vector<float> map, gradients, input_gradient, running;
 };
@@ -100,47 +139,55 @@ Step run(TrainingExecutor& executor, Parameters parameters, const Tensor<float>&
 }
 
 TEST_CASE("one, two and three threads give the same bits") {
-  auto executor = TrainingExecutor::create(kNet, kTaps, 32, 36, {.input_gradient = InputGradient::yes});
-  REQUIRE(executor.ok());
-  Parameters parameters = executor->make_parameters();
-  initialise(parameters, {}, 3);
-  const auto input = test::normal_tensor(5, {32, 36, 3}, 4);
-  ThreadPool two(2), three(3);
-  const Step one = run(*executor, parameters, input, {});
-  for (const Parallel parallel : {two.parallel(), three.parallel()}) {
-    const Step other = run(*executor, parameters, input, parallel);
-    CHECK(one.map == other.map);
-    CHECK(one.gradients == other.gradients);
-    CHECK(one.input_gradient == other.input_gradient);
-    CHECK(one.running == other.running);
+  for (const GraphView graph : {GraphView(kNet), GraphView(kTransformer)}) {
+    auto executor = TrainingExecutor::create(graph, kTaps, 32, 36, {.input_gradient = InputGradient::yes});
+    REQUIRE(executor.ok());
+    Parameters parameters = first_numbers(*executor);
+    const auto input = test::normal_tensor(5, {32, 36, 3}, 4);
+    ThreadPool two(2), three(3);
+    const Step one = run(*executor, parameters, input, {});
+    for (const Parallel parallel : {two.parallel(), three.parallel()}) {
+      const Step other = run(*executor, parameters, input, parallel);
+      CHECK(one.map == other.map);
+      CHECK(one.gradients == other.gradients);
+      CHECK(one.input_gradient == other.input_gradient);
+      CHECK(one.running == other.running);
+      for (const float g : other.gradients) CHECK(std::isfinite(g));
+    }
   }
 }
 
 TEST_CASE("a step allocates nothing and needs no more than it said") {
-  auto executor = TrainingExecutor::create(kNet, kTaps, 32, 32);
-  REQUIRE(executor.ok());
-  CHECK(executor->workspace_bytes(2, 1) == kBytes);
-  Parameters parameters = executor->make_parameters();
-  initialise(parameters, {}, 3);
-  const auto input = test::normal_tensor(2, {32, 32, 3}, 4);
-  Buffer<float> gradients(executor->layout().trained());
-  test::Scratch memory(kBytes), small(kBytes - 64);
-  ThreadPool pool(1);
-  const auto d = test::normal_tensor(2, executor->plan().taps()[0].shape, 5);
-  const std::array<TensorView<const float>, 2> tap_gradients{d.view(), {}};
-  std::array<TensorView<const float>, 2> out;
-  const std::int64_t before = test::allocation_count();
-  Arena arena = memory.arena();
-  TrainingPass pass;
-  const bool forward = executor->forward(parameters, input.view(), BatchNorm::training, arena, pool.parallel(), out, pass).ok();
-  const bool backward = executor->backward(parameters, pass, tap_gradients, gradients.span(), pool.parallel()).ok();
-  CHECK(test::allocation_count() == before);
-  CHECK(forward);
-  CHECK(backward);
-  Arena tight = small.arena();
-  const Status status = executor->forward(parameters, input.view(), BatchNorm::training, tight, {}, out, pass);
-  CHECK(status.code() == Errc::out_of_memory);
-  CHECK(status.message().find(std::to_string(kBytes)) != std::string::npos);
+  struct Case {
+    GraphView graph;
+    std::int64_t width;
+    std::size_t bytes;
+  };
+  for (const Case& c : {Case{kNet, 32, kBytes}, Case{kTransformer, 36, kTransformerBytes}}) {
+    auto executor = TrainingExecutor::create(c.graph, kTaps, 32, c.width);
+    REQUIRE(executor.ok());
+    CHECK(executor->workspace_bytes(2, 1) == c.bytes);
+    Parameters parameters = first_numbers(*executor);
+    const auto input = test::normal_tensor(2, {32, c.width, 3}, 4);
+    Buffer<float> gradients(executor->layout().trained());
+    test::Scratch memory(c.bytes), small(c.bytes - 64);
+    ThreadPool pool(1);
+    const auto d = test::normal_tensor(2, executor->plan().taps()[0].shape, 5);
+    const std::array<TensorView<const float>, 2> tap_gradients{d.view(), {}};
+    std::array<TensorView<const float>, 2> out;
+    const std::int64_t before = test::allocation_count();
+    Arena arena = memory.arena();
+    TrainingPass pass;
+    const bool forward = executor->forward(parameters, input.view(), BatchNorm::training, arena, pool.parallel(), out, pass).ok();
+    const bool backward = executor->backward(parameters, pass, tap_gradients, gradients.span(), pool.parallel()).ok();
+    CHECK(test::allocation_count() == before);
+    CHECK(forward);
+    CHECK(backward);
+    Arena tight = small.arena();
+    const Status status = executor->forward(parameters, input.view(), BatchNorm::training, tight, {}, out, pass);
+    CHECK(status.code() == Errc::out_of_memory);
+    CHECK(status.message().find(std::to_string(c.bytes)) != std::string::npos);
+  }
 }
 
 TEST_CASE("two passes at once, and gradients that are added up") {
@@ -221,14 +268,12 @@ TEST_CASE("what cannot be trained is refused by name") {
   Graph<16> graph;
   Builder b(graph);
   const int x = b.input(12);
-  b.tap("attention", b.attention(x, 2));
-  b.tap("reflect", b.convolution(x, {.name = "mirror", .out_channels = 4, .kernel = 3, .padding = Padding::reflect(1)}));
+  b.tap("heads", b.talking_heads_attention(b.linear(x, {.name = "many", .out_channels = 3 * 65}), 65, "l", "w"));
   b.tap("groups", b.transposed_convolution(x, {.name = "grouped", .out_channels = 4, .kernel = 2, .stride = 2, .groups = 2}));
   b.tap("plain", b.convolution(x, {.name = "plain", .out_channels = 4, .norm = "bn"}));
   b.tap("pool", b.max_pool(x, {}));
   b.tap("large", b.convolution(x, {.name = "large", .out_channels = 4, .kernel = 9}));
-  CHECK(message(graph, "attention").find("node 1 (attention): training does not have attention") != std::string::npos);
-  CHECK(message(graph, "reflect").find("'mirror'): training does not have reflection padding") != std::string::npos);
+  CHECK(message(graph, "heads").find("'l'): training does not have talking heads, more than 64") != std::string::npos);
   CHECK(message(graph, "groups").find("'grouped'): training does not have transposed convolutions with groups") != std::string::npos);
   CHECK(message(graph, "pool").find("weights that learn") != std::string::npos);
   CHECK(message(graph, "large").find("does not fit") != std::string::npos);

@@ -149,10 +149,16 @@ TEST_CASE("convolutions of any geometry") {
       {"depthwise stride 2", 35, 35, 5, 5, 2, 1, 35, 2, {9, 8, 0}},
       {"more padding than reach", 3, 4, 1, 1, 1, 1, 1, 1, {4, 4, 0}},
       {"same", 3, 4, 3, 3, 2, 1, 1, Padding::same(), {7, 6, 0}},
+      {"mirrored", 3, 4, 3, 3, 1, 1, 1, Padding::reflect(1), {5, 6, 0}},
+      {"mirrored, products of whole panels", 32, 33, 3, 3, 1, 1, 1, Padding::reflect(1), {3, 2, 0}},
+      {"mirrored winograd", 16, 20, 3, 3, 1, 1, 1, Padding::reflect(1), {9, 10, 0}},
+      {"mirrored, wide, stride 2", 4, 5, 7, 7, 2, 1, 1, Padding::reflect(3), {9, 4, 0}},
+      {"mirrored, dilated, groups", 6, 4, 3, 3, 1, 2, 2, Padding::reflect(2), {6, 5, 0}},
+      {"mirrored, depthwise", 10, 10, 3, 3, 1, 1, 10, Padding::reflect(1), {6, 7, 0}},
   };
   for (const Geometry& g : all) {
     for (const bool transposed : {false, true}) {
-      if (transposed && (g.groups > 1 || g.dilation > 1 || g.kernel_h < g.stride || g.padding.kind == PaddingKind::same ||
+      if (transposed && (g.groups > 1 || g.dilation > 1 || g.kernel_h < g.stride || g.padding.kind != PaddingKind::zeros ||
                          g.what == "more padding than reach"))
         continue;
       CAPTURE(g.what);
@@ -286,6 +292,25 @@ TEST_CASE("frozen layers get no gradient, pass it on, and keep their statistics"
   }
 }
 
+TEST_CASE("mirrored borders with norms, activations, several readers and frozen layers") {
+  const auto graph = graph_of([](Builder& b) {
+    const int x = b.convolution(
+        b.input(3),
+        {.name = "a", .out_channels = 6, .kernel = 3, .padding = Padding::reflect(1), .norm = "an", .activation = Activation::silu});
+    const int y = b.convolution(x, {.name = "b",
+                                    .out_channels = 6,
+                                    .kernel = 3,
+                                    .stride = 2,
+                                    .padding = Padding::reflect(1),
+                                    .bias = true,
+                                    .activation = Activation::relu});
+    b.tap("y", b.convolution(y, {.name = "c", .out_channels = 4, .kernel = 3, .padding = Padding::reflect(1), .bias = true}));
+    b.tap("z", b.convolution(x, {.name = "d", .out_channels = 4, .kernel = 5, .padding = Padding::reflect(2)}));
+  });
+  check({graph, {"y", "z"}, {7, 6, 3}}, kBound);
+  check({graph, {"y", "z"}, {7, 6, 3}, 2, BatchNorm::training, {"b", "c", "d"}}, kBound);
+}
+
 TEST_CASE("layers that share their weights add up their gradients") {
   const auto graph = graph_of([](Builder& b) {
     int x = b.convolution(b.input(4),
@@ -327,6 +352,71 @@ TEST_CASE("a residual block and an encoder with decoder") {
                              {.name = "o", .out_channels = 2, .kernel = 3, .padding = 1, .bias = true, .activation = Activation::sigmoid}));
   });
   check({unet, {"y"}, {8, 10, 3}, 2}, kBound);
+}
+
+TEST_CASE("attention, talking heads, class attention, and what moves tokens about") {
+  const auto graph = graph_of([](Builder& b) {
+    const int x = b.convolution(b.input(3), {.name = "patches", .out_channels = 12, .kernel = 2, .stride = 2, .bias = true});
+    const int t = b.tokens(x, {.position_embedding = "positions", .class_token = "cls", .second_token = "second"});
+    b.tap("tokens", t);
+    b.tap("class_alone", b.tokens(x, {.position_embedding = "", .class_token = "cls"}));
+    b.tap("second_alone", b.tokens(x, {.position_embedding = "", .class_token = "", .second_token = "second"}));
+    b.tap("nothing_added", b.tokens(x, {}));
+    b.tap("grid", b.grid(t, x, 2));
+    b.tap("token", b.token(t, 1));
+    b.tap("joined", b.join_tokens(b.token(t, 1), t));
+    b.tap("twice", b.join_tokens(t, t));
+    const int qkv = b.linear(t, {.name = "qkv", .out_channels = 36});
+    b.tap("attention", b.attention(qkv, 3));
+    b.tap("one_head", b.attention(qkv, 1));
+    b.tap("talking", b.talking_heads_attention(qkv, 4, "mix_l", "mix_w"));
+    const int k = b.slice(qkv, 12, 12), v = b.slice(qkv, 24, 12);
+    b.tap("class_attention", b.class_attention(b.token(b.slice(qkv, 0, 12), 0), k, v, 2));
+    b.tap("keys_are_values", b.class_attention(b.token(k, 0), k, k, 3));
+    const int alone = b.token(k, 0);
+    b.tap("all_one", b.class_attention(alone, alone, alone, 3));
+  });
+  for (const std::string_view tap : {"tokens", "class_alone", "second_alone", "nothing_added", "grid", "token", "joined", "twice",
+                                     "attention", "one_head", "talking", "class_attention", "keys_are_values", "all_one"}) {
+    CAPTURE(tap);
+    check({graph, {tap}, {6, 8, 3}}, kBound);
+  }
+  check({graph, {"tokens", "grid", "token", "joined", "attention", "one_head", "talking", "class_attention", "keys_are_values"}, {6, 8, 3}},
+        kBound);  // qkv and tokens with many readers: gradients are added up
+  check({graph, {"talking"}, {6, 8, 3}, 2, BatchNorm::training, {"mix_l"}}, kBound);
+  check({graph, {"talking"}, {6, 8, 3}, 2, BatchNorm::training, {"patches", "positions"}}, kBound);
+  check({graph, {"class_alone"}, {6, 8, 3}, 2, BatchNorm::training, {"cls"}}, kBound);
+  check({graph, {"talking", "tokens"}, {6, 8, 3}, 2, BatchNorm::training, {"patches", "positions", "qkv"}}, kBound);
+}
+
+TEST_CASE("one block of a Vision Transformer and of CaiT") {
+  const auto vit = graph_of([](Builder& b) {
+    const int patches = b.convolution(b.input(3), {.name = "p", .out_channels = 16, .kernel = 4, .stride = 4, .bias = true});
+    const int x = b.tokens(patches, {.position_embedding = "pos", .class_token = "cls", .second_token = "dist"});
+    int y = b.linear(b.layer_norm(x, {.name = "n1", .epsilon = 1e-6f}), {.name = "qkv", .out_channels = 48});
+    const int z = b.add(b.linear(b.attention(y, 4), {.name = "proj", .out_channels = 16}), x);
+    y = b.linear(b.layer_norm(z, {.name = "n2", .epsilon = 1e-6f}), {.name = "fc1", .out_channels = 32, .activation = Activation::gelu});
+    y = b.add(b.linear(y, {.name = "fc2", .out_channels = 16}), z);
+    b.tap("grid", b.grid(y, patches, 2));
+    y = b.layer_norm(y, {.name = "n", .epsilon = 1e-6f});
+    b.tap("head",
+          b.add(b.linear(b.token(y, 0), {.name = "h", .out_channels = 5}), b.linear(b.token(y, 1), {.name = "hd", .out_channels = 5})));
+  });
+  check({vit, {"head"}, {12, 16, 3}}, kBound);
+  check({vit, {"head", "grid"}, {12, 16, 3}}, kBound);
+  const auto cait = graph_of([](Builder& b) {
+    const int patches = b.convolution(b.input(3), {.name = "p", .out_channels = 16, .kernel = 4, .stride = 4, .bias = true});
+    const int x = b.tokens(patches, {.position_embedding = "pos"});
+    int y = b.linear(b.layer_norm(x, {.name = "n1"}), {.name = "qkv", .out_channels = 48});
+    y = b.linear(b.talking_heads_attention(y, 4, "l", "w"), {.name = "proj", .out_channels = 16});
+    const int z = b.add(b.layer_scale(y, "g1"), x);
+    const int cls = b.first_token(b.tokens(z, {.position_embedding = "", .class_token = "cls"}));
+    const int all = b.layer_norm(b.join_tokens(cls, z), {.name = "n2"});
+    const int q = b.linear(b.first_token(all), {.name = "q", .out_channels = 16});
+    const int k = b.linear(all, {.name = "k", .out_channels = 16}), v = b.linear(all, {.name = "v", .out_channels = 16});
+    b.tap("y", b.add(b.layer_scale(b.class_attention(q, k, v, 4), "g2"), cls));
+  });
+  check({cait, {"y"}, {12, 16, 3}}, kBound);
 }
 
 }  // namespace

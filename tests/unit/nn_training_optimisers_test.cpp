@@ -17,24 +17,21 @@ namespace {
 using namespace norma;
 using namespace norma::nn;
 
-TEST_CASE("Adam, coupled and decoupled, in groups, for any number of threads") {
-  constexpr std::int64_t kCount = 100'000;  // several pieces of work
-  const std::vector<ParameterGroup> groups{{0, 40'000, 1.0f, 1.0f}, {40'000, kCount, 0.1f, 0.0f}};
+TEST_CASE("Adam, coupled and decoupled, in groups, every instruction set, any number of threads") {
+  constexpr std::int64_t kCount = 100'003, kSecond = 40'005;  // several pieces of work; neither is a whole number of vectors
+  const std::vector<ParameterGroup> groups{{0, kSecond, 1.0f, 1.0f}, {kSecond, kCount, 0.1f, 0.0f}};
+  ThreadPool two(2), three(3);
   for (const bool decoupled : {false, true}) {
     const AdamSettings s{
         .learning_rate = 0.01f, .beta1 = 0.8f, .beta2 = 0.95f, .epsilon = 1e-3f, .weight_decay = 0.1f, .decoupled = decoupled};
-    auto one = Adam::create(kCount, s, groups), other = Adam::create(kCount, s, groups);
-    REQUIRE(one.ok());
-    ThreadPool pool(2);
-    auto w = test::normal_vector(kCount, 1), v = w;
-    std::vector<double> exact(w.begin(), w.end()), mean(w.size()), squares(w.size());
+    const auto start = test::normal_vector(kCount, 1);
+    std::vector<double> exact(start.begin(), start.end()), mean(start.size()), squares(start.size());
     for (int t = 1; t <= 5; ++t) {
       const auto g = test::normal_vector(kCount, 10 + static_cast<std::uint64_t>(t));
-      one->step(w, g, 0.02f);
-      other->step(v, g, 0.02f, pool.parallel());
       for (std::size_t i = 0; i < exact.size(); ++i) {
-        const double rate = static_cast<double>(0.02f) * (i < 40'000 ? 1.0 : static_cast<double>(0.1f)),
-                     decay = i < 40'000 ? static_cast<double>(0.1f) : 0.0;
+        const bool first = static_cast<std::int64_t>(i) < kSecond;
+        const double rate = static_cast<double>(0.02f) * (first ? 1.0 : static_cast<double>(0.1f)),
+                     decay = first ? static_cast<double>(0.1f) : 0.0;
         if (decoupled) exact[i] *= 1.0 - rate * decay;
         const double d = static_cast<double>(g[i]) + (decoupled ? 0.0 : decay * exact[i]);
         mean[i] = static_cast<double>(0.8f) * mean[i] + (1.0 - static_cast<double>(0.8f)) * d;
@@ -44,10 +41,58 @@ TEST_CASE("Adam, coupled and decoupled, in groups, for any number of threads") {
         exact[i] -= rate * m / (std::sqrt(q) + static_cast<double>(1e-3f));
       }
     }
-    CHECK(w == v);
-    CHECK(one->steps() == 5);
-    // Five steps of about ten roundings of numbers up to 5: 5 * 10 * 2^-24 * 5.
-    for (std::size_t i = 0; i < exact.size(); i += 97) CHECK(std::abs(static_cast<double>(w[i]) - exact[i]) <= 1.5e-5);
+    for (const InstructionSet set : test::instruction_sets()) {
+      CAPTURE(to_string(set));
+      std::vector<float> first;
+      for (const Parallel parallel : {Parallel{}, two.parallel(), three.parallel()}) {
+        auto adam = Adam::create(kCount, s, groups);
+        REQUIRE(adam.ok());
+        auto w = start;
+        for (int t = 1; t <= 5; ++t) adam->step(w, test::normal_vector(kCount, 10 + static_cast<std::uint64_t>(t)), 0.02f, parallel, set);
+        CHECK(adam->steps() == 5);
+        if (first.empty()) first = w;
+        CHECK(first == w);
+      }
+      // Five steps of about ten roundings of numbers up to 5: 5 * 10 * 2^-24 * 5.
+      bool inside = true;
+      for (std::size_t i = 0; i < exact.size(); ++i) inside = inside && std::abs(static_cast<double>(first[i]) - exact[i]) <= 1.5e-5;
+      CHECK(inside);
+    }
+  }
+}
+
+TEST_CASE("a number's step does not depend on its neighbours or on where its range begins") {
+  const auto start = test::normal_vector(75, 1), g = test::normal_vector(75, 2);
+  for (const InstructionSet set : test::instruction_sets()) {
+    CAPTURE(to_string(set));
+    auto whole = start, whole_sgd = start;
+    auto adam = Adam::create(75, {.weight_decay = 0.1f});
+    auto sgd = Sgd::create(75, {.momentum = 0.9f, .weight_decay = 0.1f, .nesterov = true});
+    for (int t = 0; t < 2; ++t) {
+      adam->step(whole, g, 0.1f, {}, set);
+      sgd->step(whole_sgd, g, 0.1f, {}, set);
+    }
+    for (std::size_t i = 0; i < start.size(); ++i) {
+      std::vector<float> w{start[i]}, v{start[i]};
+      auto one = Adam::create(1, {.weight_decay = 0.1f});
+      auto other = Sgd::create(1, {.momentum = 0.9f, .weight_decay = 0.1f, .nesterov = true});
+      for (int t = 0; t < 2; ++t) {
+        one->step(w, std::span(&g[i], 1), 0.1f, {}, set);
+        other->step(v, std::span(&g[i], 1), 0.1f, {}, set);
+      }
+      CHECK(w[0] == whole[i]);
+      CHECK(v[0] == whole_sgd[i]);
+    }
+  }
+}
+
+TEST_CASE("Adam: a gradient that is always zero moves nothing, one that is NaN stays where it is") {
+  for (const InstructionSet set : test::instruction_sets()) {
+    auto adam = Adam::create(40, {});
+    std::vector<float> w(40, 2.0f), g(40, 0.0f);
+    g[17] = std::nanf("");
+    adam->step(w, g, 0.1f, {}, set);
+    for (std::size_t i = 0; i < w.size(); ++i) CHECK((i == 17 ? std::isnan(w[i]) : w[i] == 2.0f));
   }
 }
 
@@ -92,6 +137,34 @@ TEST_CASE("clipping by the norm") {
   std::vector<float> broken{std::nanf(""), 1.0f};
   CHECK(std::isnan(clip_gradient_norm(broken, 1.0)));
   CHECK(broken[1] == 1.0f);
+}
+
+TEST_CASE("the norm: any count, numbers whose squares no float holds, the same bits for any number of threads") {
+  ThreadPool two(2), three(3);
+  for (const InstructionSet set : test::instruction_sets()) {
+    CAPTURE(to_string(set));
+    for (const std::int64_t count : {0, 1, 7, 31, 32, 33, 34, 4095, 4096, 4097, 70'001, 1'500'000}) {
+      CAPTURE(count);
+      auto g = test::normal_vector(count, 3);
+      if (count == 34) g[7] = 3e30f;
+      double sum = 0.0;
+      for (const float v : g) sum += static_cast<double>(v) * static_cast<double>(v);
+      const double norm = gradient_norm(g, {}, set);
+      CHECK(std::abs(norm - std::sqrt(sum)) <=
+            static_cast<double>(count) * 0x1p-53 * norm);  // both sides round once a number, the root halves it
+      CHECK(norm == gradient_norm(g, two.parallel(), set));
+      CHECK(norm == gradient_norm(g, three.parallel(), set));
+      if (count == 0) continue;
+      auto clipped = g, other = g;
+      CHECK(clip_gradient_norm(clipped, 0.5 * norm, {}, set) == norm);
+      CHECK(clip_gradient_norm(other, 0.5 * norm, three.parallel(), set) == norm);
+      CHECK(clipped == other);
+      const auto factor = static_cast<float>(0.5 * norm / (norm + 1e-6));
+      bool exact = true;
+      for (std::size_t i = 0; i < g.size(); ++i) exact = exact && clipped[i] == g[i] * factor;
+      CHECK(exact);
+    }
+  }
 }
 
 TEST_CASE("schedules: the cards' values") {

@@ -17,7 +17,7 @@
 #include <norma/core/arena.hpp>
 #include <norma/core/parallel.hpp>
 #include <norma/core/status.hpp>
-#include <norma/nn/kernels/attention.hpp>
+#include <norma/nn/executor.hpp>
 #include <norma/nn/training/parameters.hpp>
 #include <norma/nn/training/plan.hpp>
 
@@ -110,7 +110,9 @@ inline Result<TrainingExecutor> TrainingExecutor::create(TrainingPlan plan) {
         layer.convolution = PackedConvolution::shaped(at.in, at.out.channels, g);
       }
       if (back) {
-        layer.back = PackedInputGradient::shaped(at.in, at.out.channels, g, node.transposed ? Direction::transposed : Direction::forward);
+        layer.back = PackedInputGradient::shaped(detail::gradient_input(node, at.padding, at.in), at.out.channels,
+                                                 detail::gradient_geometry(node, at.padding),
+                                                 node.transposed ? Direction::transposed : Direction::forward);
       }
     } else if (node.op == Op::linear) {
       layer.matrix = linalg::PackedMatrix::pack(Matrix<float>(at.out.channels, at.in.channels).view());
@@ -218,6 +220,39 @@ struct TrainingExecutor::Run {
     normalise(x, s, tensor(id, first), tensor(id, first + 1), node(id).activation, y, parallel, arena);
   }
 
+  // Where the tensors of a token node are among its own, -1: has none.
+  struct TokenTensors {
+    int positions = -1;
+    std::array<int, 2> class_tokens{-1, -1};
+    int class_count = 0;
+  };
+  static TokenTensors token_tensors(const Node& node) noexcept {
+    TokenTensors tensors;
+    int next = 0;
+    if (!node.name.empty()) tensors.positions = next++;
+    for (const Name* name : {&node.second, &node.third}) {
+      if (!name->empty()) tensors.class_tokens[static_cast<std::size_t>(tensors.class_count++)] = next++;
+    }
+    return tensors;
+  }
+  // One row a token, as Executor's: the position embedding, for class tokens with the token itself.
+  float* token_rows(int id, Arena& arena) const {
+    const Shape out = at(id).out;
+    const TokenTensors tensors = token_tensors(node(id));
+    float* rows = arena.take<float>(out.count());
+    if (tensors.positions >= 0) {
+      std::memcpy(rows, tensor(id, static_cast<std::size_t>(tensors.positions)), static_cast<std::size_t>(out.count()) * sizeof(float));
+    } else {
+      std::memset(rows, 0, static_cast<std::size_t>(out.count()) * sizeof(float));
+    }
+    for (int r = 0; r < tensors.class_count; ++r) {
+      const float* token = tensor(id, static_cast<std::size_t>(tensors.class_tokens[static_cast<std::size_t>(r)]));
+      for (std::int64_t c = 0; c < out.channels; ++c) rows[r * out.channels + c] += token[c];
+    }
+    return rows;
+  }
+  [[nodiscard]] detail::HeadMix head_mix(int id) const noexcept { return {tensor(id, 0), tensor(id, 1), tensor(id, 2), tensor(id, 3)}; }
+
   void forward(int id, std::span<float> all) const {
     const Node& node = this->node(id);
     Arena arena(scratch_memory);
@@ -290,15 +325,35 @@ struct TrainingExecutor::Run {
         break;
       case Op::slice: concat_gradient(x, node.offset, y, Accumulate::no, parallel); break;  // the same copy
       case Op::flatten: flatten(x, y, parallel); break;
-      default: break;  // refused by TrainingPlan::create
+      case Op::tokens: detail::add_tokens(x, node.class_tokens, token_rows(id, arena), y, parallel); break;
+      case Op::grid: detail::copy_positions(x, node.class_tokens, y.height * y.width, y, parallel); break;
+      case Op::token: detail::copy_positions(x, node.offset, 1, y, parallel); break;
+      case Op::join_tokens: detail::join_tokens(x, second(), y, parallel); break;
+      case Op::attention:
+        for (std::int64_t n = 0; n < x.batch; ++n) attention(x.image(n).patches(), node.heads, y.image(n).patches(), parallel, arena);
+        break;
+      case Op::talking_heads_attention: {
+        const detail::HeadMix mix = head_mix(id);
+        for (std::int64_t n = 0; n < x.batch; ++n) {
+          talking_heads_attention(x.image(n).patches(), node.heads, mix.logits, mix.logits_bias, mix.weights, mix.weights_bias,
+                                  y.image(n).patches(), parallel, arena);
+        }
+        break;
+      }
+      case Op::class_attention: {
+        const TensorView<const float> query = value(node.inputs[2]);
+        for (std::int64_t n = 0; n < x.batch; ++n) {
+          class_attention(query.image(n).data, x.image(n).patches(), second().image(n).patches(), node.heads, y.image(n).data, parallel,
+                          arena);
+        }
+        break;
+      }
+      case Op::input: break;  // is no step
     }
   }
 
   // Where the gradient of node id's i-th input goes, or a view without data where nobody wants it.
-  struct Target {
-    TensorView<float> dx;
-    Accumulate accumulate = Accumulate::no;
-  };
+  using Target = GradientTarget;
   [[nodiscard]] Target target(int id, int i, TensorView<float> input_gradient) const noexcept {
     const auto& inputs = node(id).inputs;
     const int input = inputs[static_cast<std::size_t>(i)];
@@ -306,6 +361,23 @@ struct TrainingExecutor::Run {
     bool first = executor.plan_.first_writer(input) == id;
     for (int j = 0; j < i; ++j) first = first && inputs[static_cast<std::size_t>(j)] != input;
     return {input == 0 ? input_gradient : place(at(input).gradient, input), first ? Accumulate::no : Accumulate::yes};
+  }
+
+  // Both gradients of a convolution with reflection padding, an image at a time; no weights: not wanted.
+  void mirrored_convolution(int id, TensorView<const float> x, TensorView<const float> dy, std::span<float> weights, const Target& to,
+                            Arena& arena) const {
+    const ConvolutionGeometry g = training_geometry(node(id), at(id).padding);
+    const Shape shape = detail::bordered_shape(at(id).in, g);
+    const TensorView<float> bordered(arena.take<float>(shape.count()), 1, shape);
+    for (std::int64_t n = 0; n < x.batch; ++n) {
+      if (!weights.empty()) {
+        detail::mirror_border(x.image(n), g, bordered, parallel);
+        convolution_weight_gradient(bordered, dy.image(n), detail::bordered_geometry(g), Direction::forward, weights, parallel, arena);
+      }
+      if (to.dx.data == nullptr) continue;
+      convolution_input_gradient(dy.image(n), layer(id).back, bordered, Accumulate::no, parallel, arena);
+      detail::mirror_border_gradient(bordered, g, to.dx.image(n), to.accumulate, parallel);
+    }
   }
 
   void backward(int id, std::span<float> gradients, TensorView<float> input_gradient) const {
@@ -348,10 +420,12 @@ struct TrainingExecutor::Run {
         } else {
           through_activation();
         }
-        if (at.trained) {
-          convolution_weight_gradient(x, dy, training_geometry(node, at.padding), direction, gradient(0), parallel, arena);
-          if (node.bias) bias_gradient(dy, gradient(1), parallel, arena);
+        if (at.trained && node.bias) bias_gradient(dy, gradient(1), parallel, arena);
+        if (detail::mirrors(node)) {
+          mirrored_convolution(id, x, dy, at.trained ? gradient(0) : std::span<float>(), to, arena);
+          break;
         }
+        if (at.trained) convolution_weight_gradient(x, dy, training_geometry(node, at.padding), direction, gradient(0), parallel, arena);
         if (to.dx.data != nullptr) convolution_input_gradient(dy, layer(id).back, to.dx, to.accumulate, parallel, arena);
         break;
       }
@@ -441,7 +515,38 @@ struct TrainingExecutor::Run {
           upsample_bilinear_gradient(dy, align, to.dx, to.accumulate, parallel);
         }
         break;
-      default: break;  // refused by TrainingPlan::create
+      case Op::tokens: {
+        if (to.dx.data != nullptr) placed_positions_gradient(dy, node.class_tokens, to.dx, to.accumulate, parallel);
+        if (!at.trained) break;
+        const TokenTensors tensors = token_tensors(node);
+        std::array<float*, 2> tokens{};
+        for (std::size_t r = 0; r < static_cast<std::size_t>(tensors.class_count); ++r) {
+          tokens[r] = gradient(static_cast<std::size_t>(tensors.class_tokens[r])).data();
+        }
+        token_weight_gradient(dy, tensors.positions < 0 ? nullptr : gradient(static_cast<std::size_t>(tensors.positions)).data(),
+                              std::span<float* const>(tokens.data(), static_cast<std::size_t>(tensors.class_count)), parallel);
+        break;
+      }
+      case Op::grid: taken_positions_gradient(dy, node.class_tokens, to.dx, to.accumulate, parallel); break;
+      case Op::token: taken_positions_gradient(dy, node.offset, to.dx, to.accumulate, parallel); break;
+      case Op::join_tokens: {
+        if (to.dx.data != nullptr) placed_positions_gradient(dy, 0, to.dx, to.accumulate, parallel);
+        const Target other = target(id, 1, input_gradient);
+        if (other.dx.data != nullptr) placed_positions_gradient(dy, x.height * x.width, other.dx, other.accumulate, parallel);
+        break;
+      }
+      case Op::attention: attention_gradient(dy, x, node.heads, to.dx, to.accumulate, parallel, arena); break;
+      case Op::talking_heads_attention: {
+        HeadMixGradient mixes;
+        if (at.trained) mixes = {gradient(0).data(), gradient(1).data(), gradient(2).data(), gradient(3).data()};
+        talking_heads_attention_gradient(dy, x, node.heads, head_mix(id), mixes, to.dx, to.accumulate, parallel, arena);
+        break;
+      }
+      case Op::class_attention:
+        class_attention_gradient(dy, x, value(node.inputs[1]), value(node.inputs[2]), node.heads, to, target(id, 1, input_gradient),
+                                 target(id, 2, input_gradient), parallel, arena);
+        break;
+      case Op::input: break;  // is no step
     }
   }
 };

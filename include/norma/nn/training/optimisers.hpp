@@ -2,7 +2,8 @@
 /// Optimisers over flat buffers, with the formulas of PyTorch: Adam (coupled or decoupled weight decay) and SGD (momentum, Nesterov);
 /// gradient clipping; learning-rate schedules.
 /// Source:      Kingma and Ba, "Adam", ICLR 2015; Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019
-/// Determinism: bit-equal for any number of workers.
+/// Accuracy:    formulas in float as written, a few roundings a number and step; norms in double.
+/// Determinism: bit-equal for any number of workers; other instruction sets differ in rounding only.
 #pragma once
 
 #include <algorithm>
@@ -17,12 +18,54 @@
 #include <norma/core/parallel.hpp>
 #include <norma/core/status.hpp>
 #include <norma/core/tensor.hpp>
+#include <norma/linalg/simd.hpp>
 #include <norma/nn/training/parameters.hpp>
+
+namespace norma::nn::detail {
+
+inline constexpr std::int64_t kOptimiserGrain = 32768;
+
+/// The numbers of one step of Adam, the same for all weights of a group.
+struct AdamStep {
+  float beta1, keep1, beta2, keep2;  ///< keep: 1 - beta
+  float inverse_root;                ///< 1 / sqrt(1 - beta2^t)
+  float epsilon;
+  float rate;     ///< over 1 - beta1^t
+  float coupled;  ///< decay that is added to the gradient
+  float shrink;   ///< factor of the weight before anything else
+};
+struct SgdStep {
+  float rate, momentum, decay;
+  bool nesterov;
+};
+
+struct OptimiserKernels {
+  void (*adam)(const AdamStep& step, const float* gradients, float* weights, float* mean, float* squares, std::int64_t count);
+  void (*sgd)(const SgdStep& step, const float* gradients, float* weights, float* velocity, std::int64_t count);
+  void (*scale)(float* x, float factor, std::int64_t count);
+  double (*sum_of_squares)(const float* x, std::int64_t count);
+};
+
+}  // namespace norma::nn::detail
+
+// Newer compilers have one name for the square root of any vector.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_elementwise_sqrt)
+#define NORMA_HAS_ELEMENTWISE_SQRT 1
+#endif
+#endif
+#ifndef NORMA_HAS_ELEMENTWISE_SQRT
+#define NORMA_HAS_ELEMENTWISE_SQRT 0
+#endif
+#define NORMA_SIMD_FILE <norma/nn/kernels/detail/optimiser_kernels.inl>
+#include <norma/linalg/detail/for_each_instruction_set.inl>
+#undef NORMA_SIMD_FILE
+#undef NORMA_HAS_ELEMENTWISE_SQRT
 
 namespace norma::nn {
 
 namespace detail {
-inline constexpr std::int64_t kOptimiserGrain = 32768;
+inline const OptimiserKernels& optimiser_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kOptimiserKernels); }
 }  // namespace detail
 
 /// Some numbers of the flat buffer with factors of their own.
@@ -150,31 +193,27 @@ class Adam {
   }
 
   /// One step of `weights` against `gradients`; `rate` is the learning rate of this step (a schedule's, or settings().learning_rate).
-  void step(std::span<float> weights, std::span<const float> gradients, float rate, Parallel parallel = {}) {
+  void step(std::span<float> weights, std::span<const float> gradients, float rate, Parallel parallel = {},
+            InstructionSet set = instruction_set()) {
     NORMA_EXPECTS(static_cast<std::int64_t>(weights.size()) == mean_.size() && gradients.size() == weights.size());
     ++steps_;
+    const auto kernel = detail::optimiser_kernels(set).adam;
     const double b1 = static_cast<double>(settings_.beta1), b2 = static_cast<double>(settings_.beta2);
     const double correction1 = 1.0 - std::pow(b1, static_cast<double>(steps_)),
                  correction2 = 1.0 - std::pow(b2, static_cast<double>(steps_));
-    const auto root = static_cast<float>(std::sqrt(correction2));
-    const float beta1 = settings_.beta1, beta2 = settings_.beta2, epsilon = settings_.epsilon;
-    const auto keep1 = static_cast<float>(1.0 - b1), keep2 = static_cast<float>(1.0 - b2);
+    detail::AdamStep common{};
+    common.beta1 = settings_.beta1, common.keep1 = static_cast<float>(1.0 - b1);
+    common.beta2 = settings_.beta2, common.keep2 = static_cast<float>(1.0 - b2);
+    common.inverse_root = static_cast<float>(1.0 / std::sqrt(correction2));
+    common.epsilon = settings_.epsilon;
     detail::for_each_group(groups_, mean_.size(), parallel, [&](std::int64_t first, std::int64_t last, const ParameterGroup& group) {
       const double own_rate = static_cast<double>(rate) * static_cast<double>(group.rate);
-      const auto step_size = static_cast<float>(own_rate / correction1);
       const float decay = settings_.weight_decay * group.decay;
-      const float shrink = settings_.decoupled ? static_cast<float>(1.0 - own_rate * static_cast<double>(decay)) : 1.0f;
-      const float coupled = settings_.decoupled ? 0.0f : decay;
-      float* m = mean_.data();
-      float* v = squares_.data();
-      for (std::int64_t i = first; i < last; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        const float w = weights[at] * shrink;
-        const float g = gradients[at] + coupled * w;
-        m[i] = beta1 * m[i] + keep1 * g;
-        v[i] = beta2 * v[i] + keep2 * g * g;
-        weights[at] = w - step_size * (m[i] / (std::sqrt(v[i]) / root + epsilon));
-      }
+      detail::AdamStep step = common;
+      step.rate = static_cast<float>(own_rate / correction1);
+      step.shrink = settings_.decoupled ? static_cast<float>(1.0 - own_rate * static_cast<double>(decay)) : 1.0f;
+      step.coupled = settings_.decoupled ? 0.0f : decay;
+      kernel(step, gradients.data() + first, weights.data() + first, mean_.data() + first, squares_.data() + first, last - first);
     });
   }
 
@@ -219,19 +258,14 @@ class Sgd {
     return sgd;
   }
 
-  void step(std::span<float> weights, std::span<const float> gradients, float rate, Parallel parallel = {}) {
+  void step(std::span<float> weights, std::span<const float> gradients, float rate, Parallel parallel = {},
+            InstructionSet set = instruction_set()) {
     NORMA_EXPECTS(static_cast<std::int64_t>(weights.size()) == velocity_.size() && gradients.size() == weights.size());
     ++steps_;
-    const float momentum = settings_.momentum;
+    const auto kernel = detail::optimiser_kernels(set).sgd;
     detail::for_each_group(groups_, velocity_.size(), parallel, [&](std::int64_t first, std::int64_t last, const ParameterGroup& group) {
-      const float own_rate = rate * group.rate, decay = settings_.weight_decay * group.decay;
-      float* v = velocity_.data();
-      for (std::int64_t i = first; i < last; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        const float g = gradients[at] + decay * weights[at];
-        v[i] = momentum * v[i] + g;
-        weights[at] -= own_rate * (settings_.nesterov ? g + momentum * v[i] : v[i]);
-      }
+      const detail::SgdStep step{rate * group.rate, settings_.momentum, settings_.weight_decay * group.decay, settings_.nesterov};
+      kernel(step, gradients.data() + first, weights.data() + first, velocity_.data() + first, last - first);
     });
   }
 
@@ -251,30 +285,31 @@ class Sgd {
   std::int64_t steps_ = 0;
 };
 
-/// The Euclidean norm of all gradients, summed in double over pieces that do not depend on the number of workers.
-inline double gradient_norm(std::span<const float> gradients) {
+/// The Euclidean norm of all gradients, in double: at most 256 pieces, cut by the count alone, whose sums are added in order.
+inline double gradient_norm(std::span<const float> gradients, Parallel parallel = {}, InstructionSet set = instruction_set()) {
+  constexpr std::int64_t kPieces = 256, kLeast = 4096;
+  const auto count = static_cast<std::int64_t>(gradients.size());
+  const auto kernel = detail::optimiser_kernels(set).sum_of_squares;
+  const std::int64_t piece = std::max(kLeast, (count + kPieces - 1) / kPieces);
+  double sums[kPieces] = {};
+  parallel.run_ranges(count, piece, [&](std::int64_t first, std::int64_t last, int) {
+    sums[first / piece] = kernel(gradients.data() + first, last - first);
+  });
   double total = 0.0;
-  for (std::size_t first = 0; first < gradients.size(); first += 4096) {
-    double sum = 0.0;
-    for (const float g : gradients.subspan(first, std::min<std::size_t>(4096, gradients.size() - first))) {
-      sum += static_cast<double>(g) * static_cast<double>(g);
-    }
-    total += sum;
-  }
+  for (const double sum : sums) total += sum;
   return std::sqrt(total);
 }
 
 /// Scales the gradients by min(1, most / (norm + 1e-6)), as PyTorch's clip_grad_norm_; returns the norm before. A norm that is not finite
 /// leaves them as they are.
-inline double clip_gradient_norm(std::span<float> gradients, double most, Parallel parallel = {}) {
-  const double norm = gradient_norm(gradients);
+inline double clip_gradient_norm(std::span<float> gradients, double most, Parallel parallel = {}, InstructionSet set = instruction_set()) {
+  const double norm = gradient_norm(gradients, parallel, set);
   const double factor = most / (norm + 1e-6);
   if (!(factor < 1.0) || !std::isfinite(norm)) return norm;
-  const auto f = static_cast<float>(factor);
-  parallel.run_ranges(static_cast<std::int64_t>(gradients.size()), detail::kOptimiserGrain,
-                      [&](std::int64_t first, std::int64_t last, int) {
-                        for (std::int64_t i = first; i < last; ++i) gradients[static_cast<std::size_t>(i)] *= f;
-                      });
+  const auto kernel = detail::optimiser_kernels(set).scale;
+  parallel.run_ranges(
+      static_cast<std::int64_t>(gradients.size()), detail::kOptimiserGrain,
+      [&](std::int64_t first, std::int64_t last, int) { kernel(gradients.data() + first, static_cast<float>(factor), last - first); });
   return norm;
 }
 

@@ -16,7 +16,9 @@
 #include <string_view>
 #include <utility>
 
+#include <norma/nn/kernels/attention_backward.hpp>
 #include <norma/nn/kernels/convolution_backward.hpp>
+#include <norma/nn/kernels/detail/mirror_backward.hpp>
 #include <norma/nn/kernels/normalisation_backward.hpp>
 #include <norma/nn/kernels/pooling_backward.hpp>
 #include <norma/nn/plan.hpp>
@@ -27,8 +29,9 @@ namespace norma::nn {
 enum class InputGradient : std::uint8_t { no, yes };
 
 struct TrainingOptions {
-  /// Nodes that keep their weights: names, or their first parts up to a dot ("layer1" means "layer1.0.conv1" too). Frozen batch norms
-  /// always use their running statistics.
+  /// Nodes that keep their weights: names, or their first parts up to a dot ("layer1" means "layer1.0.conv1" too). A node with several
+  /// tensors is frozen as a whole by its first name (tokens: the position embedding's, else the class token's; talking heads: the mix of
+  /// the scores). Frozen batch norms always use their running statistics.
   std::span<const std::string_view> frozen = {};
   InputGradient input_gradient = InputGradient::no;
   float batch_norm_momentum = 0.1f;  ///< share of the new batch in the running statistics, in [0, 1]
@@ -40,11 +43,24 @@ constexpr bool name_begins_with(std::string_view name, std::string_view prefix) 
   return name.size() == prefix.size() || name[prefix.size()] == '.';
 }
 
-/// What a convolution's gradients need to know.
+/// What a convolution does.
 constexpr ConvolutionGeometry training_geometry(const Node& node, const Padding& padding) noexcept {
-  return {node.kernel.height, node.kernel.width, node.stride,   node.dilation, padding.top,
-          padding.left,       padding.bottom,    padding.right, node.groups};
+  ConvolutionGeometry g{node.kernel.height, node.kernel.width, node.stride,   node.dilation, padding.top,
+                        padding.left,       padding.bottom,    padding.right, node.groups};
+  if (padding.kind == PaddingKind::reflect) g.border = Border::mirror;
+  return g;
 }
+namespace detail {
+/// The way back through reflection padding is that through a convolution without padding over the bordered map.
+constexpr bool mirrors(const Node& node) noexcept { return node.op == Op::convolution && node.padding.kind == PaddingKind::reflect; }
+constexpr ConvolutionGeometry gradient_geometry(const Node& node, const Padding& padding) noexcept {
+  const ConvolutionGeometry g = training_geometry(node, padding);
+  return mirrors(node) ? bordered_geometry(g) : g;
+}
+constexpr Shape gradient_input(const Node& node, const Padding& padding, Shape in) noexcept {
+  return mirrors(node) ? bordered_shape(in, training_geometry(node, padding)) : in;
+}
+}  // namespace detail
 
 /// What happens to one node, on both ways.
 struct TrainingNode {
@@ -133,7 +149,6 @@ namespace detail {
 constexpr std::string_view why_not_trainable(const Node& node) noexcept {
   switch (node.op) {
     case Op::convolution:
-      if (node.padding.kind == PaddingKind::reflect) return "reflection padding";
       if (node.transposed &&
           (node.groups != 1 || node.dilation != 1 || node.kernel.height < node.stride || node.kernel.width < node.stride)) {
         return "transposed convolutions with groups, dilation, or a stride larger than the kernel";
@@ -155,21 +170,32 @@ constexpr std::string_view why_not_trainable(const Node& node) noexcept {
     case Op::layer_scale:
     case Op::instance_norm:
     case Op::batch_norm:
-    case Op::slice: return {};
-    default: return to_string(node.op);
+    case Op::slice:
+    case Op::tokens:
+    case Op::grid:
+    case Op::token:
+    case Op::join_tokens:
+    case Op::attention:
+    case Op::class_attention: return {};
+    case Op::talking_heads_attention: return node.heads > kMaxMixedHeads ? "talking heads, more than 64" : std::string_view{};
   }
+  return to_string(node.op);
 }
 
-constexpr bool has_weights(const Node& node) noexcept {
+/// The name by which a node's weights are frozen; empty: it has none.
+constexpr std::string_view weights_name(const Node& node) noexcept {
   switch (node.op) {
     case Op::convolution:
     case Op::linear:
     case Op::layer_norm:
     case Op::batch_norm:
-    case Op::layer_scale: return true;
-    default: return false;
+    case Op::layer_scale:
+    case Op::talking_heads_attention: return node.name.view();
+    case Op::tokens: return !node.name.empty() ? node.name.view() : !node.second.empty() ? node.second.view() : node.third.view();
+    default: return {};
   }
 }
+constexpr bool has_weights(const Node& node) noexcept { return !weights_name(node).empty(); }
 constexpr bool has_batch_norm(const Node& node) noexcept {
   return node.op == Op::batch_norm || (node.op == Op::convolution && node.norm == Norm::batch);
 }
@@ -196,7 +222,10 @@ constexpr bool back_reads_inputs(const Node& node, bool trained) noexcept {
     case Op::multiply:
     case Op::layer_norm:
     case Op::instance_norm:
-    case Op::batch_norm: return true;
+    case Op::batch_norm:
+    case Op::attention:
+    case Op::talking_heads_attention:
+    case Op::class_attention: return true;
     case Op::layer_scale: return trained;
     case Op::activation: return gradient_needs_argument(node.activation);
     default: return false;
@@ -226,11 +255,14 @@ constexpr std::size_t training_scratch_bytes(const Node& node, const TrainingNod
       most = node.transposed ? convolution_transposed_scratch_bytes(at.in, channels, g, workers)
                              : convolution_scratch_bytes(at.in, channels, g, workers);
       if (node.norm == Norm::batch) most = larger(most, norm_scratch_bytes(channels));
+      const Shape in = gradient_input(node, at.padding, at.in);
+      const ConvolutionGeometry back = gradient_geometry(node, at.padding);
+      const std::size_t bordered = mirrors(node) ? arena_bytes<float>(in.count()) : 0;
       if (at.trained) {
-        most = larger(most, convolution_weight_gradient_scratch_bytes(at.in, channels, g, direction));
+        most = larger(most, bordered + convolution_weight_gradient_scratch_bytes(in, channels, back, direction));
         if (node.bias) most = larger(most, bias_gradient_scratch_bytes(channels));
       }
-      if (input_wanted) most = larger(most, convolution_input_gradient_scratch_bytes(at.in, channels, g, direction, workers));
+      if (input_wanted) most = larger(most, bordered + convolution_input_gradient_scratch_bytes(in, channels, back, direction, workers));
       return most;
     }
     case Op::linear:
@@ -244,6 +276,16 @@ constexpr std::size_t training_scratch_bytes(const Node& node, const TrainingNod
     case Op::layer_norm: return layer_norm_gradient_scratch_bytes(channels, workers);
     case Op::multiply:
     case Op::layer_scale: return scale_gradient_scratch_bytes(channels);
+    case Op::tokens: return arena_bytes<float>(at.out.count());
+    case Op::attention:
+      return larger(attention_scratch_bytes(at.out.positions(), channels, node.heads, workers),
+                    input_wanted ? attention_gradient_scratch_bytes(at.out.positions(), channels, node.heads, workers) : 0);
+    case Op::talking_heads_attention:
+      return larger(talking_heads_attention_scratch_bytes(at.out.positions(), channels, node.heads, workers),
+                    at.gradient_wanted ? talking_heads_attention_gradient_scratch_bytes(at.out.positions(), channels, node.heads) : 0);
+    case Op::class_attention:
+      return larger(class_attention_scratch_bytes(at.in.positions(), node.heads),
+                    at.gradient_wanted ? class_attention_gradient_scratch_bytes(at.in.positions(), channels, node.heads, workers) : 0);
     default: return 0;
   }
 }
@@ -390,7 +432,7 @@ constexpr TrainingPlan TrainingPlan::make(GraphView graph, std::span<const int> 
     bool frozen = false;
     if (detail::has_weights(node)) {
       for (std::size_t f = 0; f < options.frozen.size(); ++f) {
-        if (name_begins_with(node.name.view(), options.frozen.data()[f])) {
+        if (name_begins_with(detail::weights_name(node), options.frozen.data()[f])) {
           frozen = true;
           frozen_found.data()[f] = true;
         }
