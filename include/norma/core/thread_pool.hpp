@@ -52,12 +52,13 @@ class ThreadPool {
       context_ = context;
       tasks_ = tasks;
       next_.store(0, std::memory_order_relaxed);
-      busy_ = static_cast<int>(workers_.size());
+      open_ = true;
       ++generation_;
     }
     wake_.notify_all();
     drain(0);
     std::unique_lock lock(mutex_);
+    open_ = false;  // who has not woken by now has nothing left to do: on a busy machine it may be long before it runs
     done_.wait(lock, [this] { return busy_ == 0; });
   }
 
@@ -76,6 +77,8 @@ class ThreadPool {
         wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
         if (stopping_) return;
         seen = generation_;
+        if (!open_) continue;
+        ++busy_;
       }
       drain(worker);
       const std::lock_guard lock(mutex_);
@@ -92,7 +95,8 @@ class ThreadPool {
   Parallel::Task task_ = nullptr;
   void* context_ = nullptr;
   std::uint64_t generation_ = 0;
-  int busy_ = 0;
+  int busy_ = 0;       // workers inside the loop
+  bool open_ = false;  // whether more may join it
   bool stopping_ = false;
 };
 
