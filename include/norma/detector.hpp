@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@
 #include <norma/core/finite.hpp>
 #include <norma/core/progress.hpp>
 #include <norma/core/workspace.hpp>
+#include <norma/estimators/training_set.hpp>
 #include <norma/features/patches.hpp>
 #include <norma/image/resample.hpp>
 #include <norma/io/safetensors.hpp>
@@ -56,6 +58,10 @@ struct FitOptions {
   int threads = 0;                               ///< <= 0: one for every hardware thread
   Observer observer{};                           ///< progress and cancel
   std::vector<SkippedImage>* skipped = nullptr;  ///< where given, broken images are listed here and left out; else the first one fails the fit
+  // Of estimators that are trained in epochs; the others do not look at them.
+  std::string checkpoint{};                          ///< file that an interrupted training leaves and goes on from; empty: none
+  double checkpoint_seconds = 60.0;                  ///< time between checkpoints
+  std::uint64_t cache_bytes = std::uint64_t{4} << 30;  ///< most memory for features (or turned images' originals) that are kept between epochs
 };
 
 struct OpenOptions {
@@ -133,17 +139,31 @@ class Detector {
   /// Bytes that looking at one frame needs; a constant for constant settings.
   static constexpr std::size_t workspace_bytes(const Settings& settings = Settings{}, int threads = 1) {
     const Shape map = Backbone::input_shape(settings.backbone);
-    return arena_bytes<float>(map.positions()) + Backbone::scratch_bytes(settings.backbone, threads) +
-           Metric::template scratch_bytes<Estimator>(Backbone::shapes(settings.backbone), map, settings.metric, threads);
+    const FeatureShapes shapes = Backbone::shapes(settings.backbone);
+    const std::size_t looking = arena_bytes<float>(map.positions()) + Backbone::scratch_bytes(settings.backbone, threads);
+    if constexpr (ScratchDependsOnEstimator<Metric, Estimator>) {
+      return looking + Metric::template scratch_bytes<Estimator>(shapes, map, settings.metric, settings.estimator, threads);
+    } else {
+      return looking + Metric::template scratch_bytes<Estimator>(shapes, map, settings.metric, threads);
+    }
   }
 
-  /// About how many bytes a fit on that many images needs at most, besides the workspace: for a check before hours of work.
-  static double fit_bytes(const Settings& settings, std::int64_t images) {
-    if constexpr (requires { Estimator::fit_bytes(FeatureShapes{}, std::int64_t{}); }) {
-      return Estimator::fit_bytes(Backbone::shapes(settings.backbone), images);
-    } else {
-      return 0.0;
+  /// About how many bytes a fit on that many images needs at most, besides the workspace: for a check before hours of work. `cache_bytes` as in
+  /// FitOptions.
+  static double fit_bytes(const Settings& settings, std::int64_t images, std::uint64_t cache_bytes = FitOptions{}.cache_bytes) {
+    double bytes = 0.0;
+    if constexpr (requires { Estimator::fit_bytes(FeatureShapes{}, std::int64_t{}, settings.estimator); }) {
+      bytes = Estimator::fit_bytes(Backbone::shapes(settings.backbone), images, settings.estimator);
+    } else if constexpr (requires { Estimator::fit_bytes(FeatureShapes{}, std::int64_t{}); }) {
+      bytes = Estimator::fit_bytes(Backbone::shapes(settings.backbone), images);
     }
+    if constexpr (HasTrain<Estimator>) {  // and what is kept between epochs
+      const double image = detail::wants_views<Estimator>(settings.estimator)
+                               ? 3.0 * static_cast<double>(Backbone::input_shape(settings.backbone).positions())
+                               : 4.0 * static_cast<double>(Backbone::shapes(settings.backbone).numbers());
+      bytes += std::min(static_cast<double>(images) * image, static_cast<double>(cache_bytes));
+    }
+    return bytes;
   }
 
   /// `Detector<patches<resnet18,local_average>,memory_bank<...>,...>` in the library's names: what a model file must say to be opened.
@@ -157,6 +177,10 @@ class Detector {
     NORMA_CHECK(require_different_names(settings));
     NORMA_CHECK(Backbone::validate(settings.backbone));
     NORMA_CHECK(Metric::validate(settings.metric));
+    if (!HasViews<Backbone> && detail::wants_views<Estimator>(settings.estimator)) {
+      return Status(Errc::unsupported, "Detector::create: the estimator " + std::string(Estimator::name) + " asks for turned images, the backbone " +
+                                           std::string(Backbone::name) + " cannot show them (it lacks prepare and extract_view)");
+    }
     NORMA_TRY(Backbone backbone, Backbone::create(weights, settings.backbone));
     NORMA_TRY(Estimator estimator, Estimator::create(Backbone::shapes(settings.backbone), settings.estimator));
     Detector detector(settings, std::make_shared<const Backbone>(std::move(backbone)), std::move(estimator));
@@ -171,71 +195,44 @@ class Detector {
   template <class SourceT>
   Status fit(const SourceT& source, const FitOptions& options = {}) {
     NORMA_TRY(Detector fresh, emptied());
-    NORMA_CHECK(fresh.observe(source, options));
-    NORMA_CHECK(fresh.finish(options));
+    if constexpr (HasTrain<Estimator>) {
+      NORMA_CHECK(fresh.train(source, options));
+    } else {
+      NORMA_CHECK(fresh.observe(source, options));
+      NORMA_CHECK(fresh.finish(options));
+    }
     *this = std::move(fresh);
     return {};
   }
 
   /// The parts of `fit`, for fits that are spread over processes: every part observes its own images (into a detector made by
   /// `create`), parts are merged, one finishes. After an error in one of these begin again with `create`: what was observed before it
-  /// stays observed.
+  /// stays observed. Only for estimators that see each image once: one that is trained in epochs needs them all.
   template <class SourceT>
+    requires(!HasTrain<EstimatorT>)
   Status observe(const SourceT& source, const FitOptions& options = {}) {
-    static_assert(detail::check_source<SourceT, Image>());
     NORMA_CHECK(require_unfitted("observe"));
-    NORMA_CHECK(source.status());
-    if (source.size() < 1) return {Errc::not_enough_data, "Detector::fit: the source holds no images, expected at least 1"};
     auto threads = start_threads(options.threads);
     const Parallel parallel = threads.parallel();
-    // Images at once; each is worked on by one thread, so results do not depend on their number.
-    const auto lanes = std::min<std::int64_t>(parallel.workers(), source.size());
     const std::size_t bytes = Backbone::scratch_bytes(settings_.backbone, 1);
     std::vector<Buffer<std::byte>> memory;
-    for (std::int64_t i = 0; i < lanes; ++i) memory.emplace_back(static_cast<std::int64_t>(bytes));
-    struct Lane {
-      Image frame;
-      Features features;
-      Status status;
-    };
-    std::vector<Lane> lane(static_cast<std::size_t>(lanes));
+    std::vector<Features> features(static_cast<std::size_t>(parallel.workers()));
+    for (int i = 0; i < parallel.workers(); ++i) memory.emplace_back(static_cast<std::int64_t>(bytes));
     if constexpr (requires { estimator_.reserve(std::int64_t{}); }) estimator_.reserve(source.size());
-    Progress progress("features", source.size(), options.observer);
-    for (std::int64_t first = 0; first < source.size(); first += lanes) {
-      const std::int64_t count = std::min(lanes, source.size() - first);
-      parallel.run(count, [&](std::int64_t i, int) {
-        Lane& mine = lane[static_cast<std::size_t>(i)];
-        Result<Image> frame = source.load(first + i);
-        mine.status = frame.status();
-        if (!frame.ok()) return;
-        mine.frame = *std::move(frame);
-        Arena arena(memory[static_cast<std::size_t>(i)].span());
-        Context context{arena};
-        mine.status = backbone_->extract(mine.frame.view(), mine.features, context);
-      });
-      for (std::int64_t i = 0; i < count; ++i) {
-        Lane& mine = lane[static_cast<std::size_t>(i)];
-        Status status = mine.status;
-        if (status.ok()) status = estimator_.observe(mine.features, provenance_.images, parallel);
-        if (status.ok()) {
-          ++provenance_.images;
-          image_names_.push_back(base_name(source.name(first + i)));
-          if (references_.size() < detail::kReferenceFrames) NORMA_CHECK(add_reference(mine.frame));
-        } else if (options.skipped != nullptr) {
-          options.skipped->push_back({source.name(first + i), status});
-        } else {
-          return named(status, source.name(first + i));
-        }
-      }
-      NORMA_CHECK(progress.advance(count));
-    }
-    if (provenance_.images == 0) {
-      return {Errc::not_enough_data, "Detector::fit: none of the " + std::to_string(source.size()) + " images could be used, the first one because: " +
-                                         (options.skipped != nullptr && !options.skipped->empty() ? options.skipped->front().reason.message() : "")};
-    }
-    return {};
+    return for_each_image(
+        source, options, parallel,
+        [&](const Image& frame, std::int64_t, std::int64_t lane) {
+          Arena arena(memory[static_cast<std::size_t>(lane)].span());
+          Context context{arena};
+          return backbone_->extract(frame.view(), features[static_cast<std::size_t>(lane)], context);
+        },
+        [&](std::int64_t, std::int64_t lane) {
+          return estimator_.observe(features[static_cast<std::size_t>(lane)], provenance_.images, parallel);
+        });
   }
-  Status merge(Detector&& other) {
+  Status merge(Detector&& other)
+    requires(!HasTrain<EstimatorT>)
+  {
     NORMA_CHECK(require_unfitted("merge"));
     NORMA_CHECK(other.require_unfitted("merge"));
     NORMA_CHECK(require_same(other));
@@ -247,17 +244,13 @@ class Detector {
     }
     return {};
   }
-  Status finish(const FitOptions& options = {}) {
+  Status finish(const FitOptions& options = {})
+    requires(!HasTrain<EstimatorT>)
+  {
     NORMA_CHECK(require_unfitted("finish"));
     auto threads = start_threads(options.threads);
     NORMA_CHECK(estimator_.finish(FitContext{threads.parallel(), options.observer, options.seed}));
-    provenance_.seed = options.seed;
-    if (provenance_.weights_digest.empty() && weights_) provenance_.weights_digest = weights_->digest();
-    calibration_.reset();
-    fitted_ = true;  // the reference frames are looked at with the finished detector
-    const Status recorded = record_references();
-    fitted_ = recorded.ok();
-    return recorded;
+    return complete(options);
   }
 
   [[nodiscard]] bool fitted() const noexcept { return fitted_; }
@@ -314,6 +307,14 @@ class Detector {
   }
   Result<Verdict> inspect(const Image& image, Workspace& workspace) const { return inspect(image.view(), workspace); }
 
+  /// Whether the map says where. A method that judges an image as a whole repeats its score in every pixel.
+  [[nodiscard]] bool localizes() const {
+    if constexpr (requires { { Metric::localizes(settings_.metric) } -> std::same_as<bool>; }) {
+      return Metric::localizes(settings_.metric);
+    } else {
+      return true;
+    }
+  }
   /// Where the map's pixels lie in a frame of that size.
   [[nodiscard]] Placement placement(std::int64_t height, std::int64_t width) const { return backbone_->placement(height, width); }
   /// A map at the size of its frame: bilinear, and the map's minimum where the detector saw nothing.
@@ -449,6 +450,14 @@ class Detector {
   [[nodiscard]] const Estimator& estimator() const noexcept { return estimator_; }
   [[nodiscard]] const Metric& metric() const noexcept { return metric_; }
   [[nodiscard]] const Provenance& provenance() const noexcept { return provenance_; }
+  /// How the training went; null for an estimator that is not trained in epochs.
+  [[nodiscard]] const TrainingRecord* training() const noexcept {
+    if constexpr (HasTrain<Estimator>) {
+      return &estimator_.record();
+    } else {
+      return nullptr;
+    }
+  }
   /// File names of the training images, in the order in which an estimator counts them.
   [[nodiscard]] const std::vector<std::string>& image_names() const noexcept { return image_names_; }
   [[nodiscard]] std::size_t reference_frames() const noexcept { return references_.size(); }
@@ -473,6 +482,93 @@ class Detector {
     Answer answer;
   };
 
+
+  /// Loads all images of a source, as many at once as there are workers. `work(frame, i, lane)` runs at the same time for different lanes,
+  /// `take(i, lane)` then counts image i in, in the order of the source. A broken image is listed in the options or ends it all.
+  template <class SourceT, class Work, class Take>
+  Status for_each_image(const SourceT& source, const FitOptions& options, Parallel parallel, Work&& work, Take&& take) {
+    static_assert(detail::check_source<SourceT, Image>());
+    NORMA_CHECK(source.status());
+    if (source.size() < 1) return {Errc::not_enough_data, "Detector::fit: the source holds no images, expected at least 1"};
+    // Each image is worked on by one thread, so results do not depend on their number.
+    const auto lanes = std::min<std::int64_t>(parallel.workers(), source.size());
+    struct Lane {
+      Image frame;
+      Status status;
+    };
+    std::vector<Lane> lane(static_cast<std::size_t>(lanes));
+    Progress progress("features", source.size(), options.observer);
+    for (std::int64_t first = 0; first < source.size(); first += lanes) {
+      const std::int64_t count = std::min(lanes, source.size() - first);
+      parallel.run(count, [&](std::int64_t i, int) {
+        Lane& mine = lane[static_cast<std::size_t>(i)];
+        Result<Image> frame = source.load(first + i);
+        mine.status = frame.status();
+        if (!frame.ok()) return;
+        mine.frame = *std::move(frame);
+        mine.status = work(mine.frame, first + i, i);
+      });
+      for (std::int64_t i = 0; i < count; ++i) {
+        Lane& mine = lane[static_cast<std::size_t>(i)];
+        Status status = mine.status;
+        if (status.ok()) status = take(first + i, i);
+        if (status.ok()) {
+          ++provenance_.images;
+          image_names_.push_back(base_name(source.name(first + i)));
+          if (references_.size() < detail::kReferenceFrames) NORMA_CHECK(add_reference(mine.frame));
+        } else if (options.skipped != nullptr) {
+          options.skipped->push_back({source.name(first + i), status});
+        } else {
+          return named(status, source.name(first + i));
+        }
+      }
+      NORMA_CHECK(progress.advance(count));
+    }
+    if (provenance_.images == 0) {
+      return {Errc::not_enough_data, "Detector::fit: none of the " + std::to_string(source.size()) +
+                                         " images could be used, the first one because: " +
+                                         (options.skipped != nullptr && !options.skipped->empty() ? options.skipped->front().reason.message() : "")};
+    }
+    return {};
+  }
+
+  template <class SourceT>
+  Status train(const SourceT& source, const FitOptions& options) {
+    auto threads = start_threads(options.threads);
+    const Parallel parallel = threads.parallel();
+    TrainingSet<Backbone, SourceT> images(*backbone_, source, detail::wants_views<Estimator>(settings_.estimator), options.cache_bytes, parallel);
+    std::vector<std::uint64_t> pixels(static_cast<std::size_t>(std::max<std::int64_t>(source.size(), 0)));
+    std::string seen;  // two folders may hold the same names
+    NORMA_CHECK(for_each_image(
+        source, options, parallel,
+        [&](const Image& frame, std::int64_t i, std::int64_t lane) {
+          const Status status = images.look(frame, i, static_cast<int>(lane));
+          if (!status.ok()) images.drop(i);
+          pixels[static_cast<std::size_t>(i)] = pixel_hash(frame);
+          return status;
+        },
+        [&](std::int64_t i, std::int64_t) {
+          images.keep(i);
+          seen += " " + base_name(source.name(i)) + " " + std::to_string(pixels[static_cast<std::size_t>(i)]);
+          return Status();
+        }));
+    TrainingContext context{parallel, options.observer, options.seed, options.checkpoint, {}, options.checkpoint_seconds};
+    context.identity =
+        type_name(settings_) + " " + settings_text() + " weights " + (weights_ ? weights_->digest() : std::string()) + " images" + seen;
+    NORMA_CHECK(estimator_.train(images, context));
+    return complete(options);
+  }
+
+  // What every fit ends with.
+  Status complete(const FitOptions& options) {
+    provenance_.seed = options.seed;
+    if (provenance_.weights_digest.empty() && weights_) provenance_.weights_digest = weights_->digest();
+    calibration_.reset();
+    fitted_ = true;  // the reference frames are looked at with the finished detector
+    const Status recorded = record_references();
+    fitted_ = recorded.ok();
+    return recorded;
+  }
 
   // A detector with the same backbone that has seen nothing.
   Result<Detector> emptied() const {
@@ -523,6 +619,18 @@ class Detector {
   Status require_unfitted(const char* function) const {
     if (!fitted_) return {};
     return {Errc::invalid_argument, std::string("Detector::") + function + ": this detector is fitted already; begin with an empty one (create), or use fit, which begins anew"};
+  }
+  // Over size and pixels, eight bytes at a time: tells pictures apart, keeps no secrets.
+  static std::uint64_t pixel_hash(const Image& image) noexcept {
+    std::uint64_t hash = static_cast<std::uint64_t>(image.height()) * 0x9E3779B97F4A7C15u + static_cast<std::uint64_t>(image.width());
+    const std::uint8_t* bytes = image.data();
+    for (std::int64_t left = image.size_bytes(); left > 0; left -= 8, bytes += 8) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bytes, static_cast<std::size_t>(std::min<std::int64_t>(left, 8)));
+      hash = (hash ^ word) * 0xD6E8FEB86659FD93u;
+      hash ^= hash >> 32;
+    }
+    return hash;
   }
   static std::string base_name(const std::string& path) { return path.substr(path.find_last_of("/\\") + 1); }
   static Status named(const Status& status, const std::string& name) {

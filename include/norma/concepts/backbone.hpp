@@ -15,6 +15,14 @@
 /// | `Placement placement(height, width) const` | where the map's pixels lie in the frame |
 /// | `Status save(io::TensorFileWriter&) const` | what `create` needs, under the same names |
 ///
+/// A backbone whose frames can be shown turned, for estimators that are trained on turned images, has three more parts:
+///
+/// | part | meaning |
+/// | --- | --- |
+/// | `static constexpr FeatureShapes view_shapes(const Settings&)` | what `extract_view` gives (`extract` may give several views) |
+/// | `Status prepare(const ImageView&, Image&) const` | the 8-bit RGB image [height, width, 3] that is turned and then normalised; may allocate |
+/// | `Status extract_view(const ImageView& prepared, const View&, Features&, Context&) const` | one view, in `scratch_bytes`; allocates nothing |
+///
 /// docs/policies/backbone.md has a ten-line example.
 #pragma once
 
@@ -33,6 +41,12 @@ namespace io {
 class Weights;
 class TensorFileWriter;
 }  // namespace io
+
+/// How an image is shown in training: turned about its centre after the resize, counter-clockwise, nearest pixel, black beyond the edge.
+struct View {
+  float degrees = 0.0f;
+  friend constexpr bool operator==(const View&, const View&) = default;
+};
 
 template <class P>
 concept HasPolicyName = requires {
@@ -85,6 +99,15 @@ concept HasSave = requires(const P& policy, io::TensorFileWriter& writer) {
 template <class B>
 concept Backbone = HasPolicyName<B> && HasSettings<B> && HasShapes<B> && HasScratchBytes<B> && HasValidate<B> && HasCreateFromWeights<B> &&
                    HasExtract<B> && HasSettingsAccess<B> && HasPlacement<B> && HasSave<B>;
+
+/// The optional parts for turned views.
+template <class B>
+concept HasViews = requires(const B& backbone, const typename B::Settings& settings, const ImageView& frame, Image& prepared, const View& view,
+                            Features& out, Context& context) {
+  { B::view_shapes(settings) } -> std::same_as<FeatureShapes>;
+  { backbone.prepare(frame, prepared) } -> std::same_as<Status>;
+  { backbone.extract_view(frame, view, out, context) } -> std::same_as<Status>;
+};
 
 namespace detail {
 template <class B>

@@ -19,6 +19,12 @@ struct FeatureShapes {
     level[static_cast<std::size_t>(count++)] = shape;
   }
   [[nodiscard]] constexpr const Shape& operator[](int i) const noexcept { return level[static_cast<std::size_t>(i)]; }
+  /// Numbers of all levels.
+  [[nodiscard]] constexpr std::int64_t numbers() const noexcept {
+    std::int64_t total = 0;
+    for (int i = 0; i < count; ++i) total += (*this)[i].count();
+    return total;
+  }
   friend constexpr bool operator==(const FeatureShapes& a, const FeatureShapes& b) noexcept {
     if (a.count != b.count) return false;
     for (int i = 0; i < a.count; ++i) {

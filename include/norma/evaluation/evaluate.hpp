@@ -153,6 +153,8 @@ Result<Report> evaluate(const DetectorT& detector, const data::MvtecAd& set, con
   report.mask_rule = to_string(set.mask_rule());
   report.warnings.assign(set.warnings().begin(), set.warnings().end());
   auto workspace = detector.make_workspace(options.threads);
+  const bool localizes = detector.localizes();
+  if (!localizes) report.warnings.emplace_back("this method scores images as a whole: there are no pixel figures");
 
   std::vector<Map<std::uint8_t>> masks;
   std::vector<std::size_t> masked;  // the image of each mask
@@ -184,7 +186,7 @@ Result<Report> evaluate(const DetectorT& detector, const data::MvtecAd& set, con
       result.width = frame.width();
       result.map = Map<float>(verdict.map.rows, verdict.map.cols);
       std::copy_n(verdict.map.data, verdict.map.count(), result.map.data());
-      if (set.has_mask(i)) {
+      if (localizes && set.has_mask(i)) {
         NORMA_TRY(Map<std::uint8_t> mask, set.load_mask(i, frame.height(), frame.width()));
         if (const auto warning = set.mask_warning(i, mask.view())) report.warnings.push_back(*warning);
         if (options.resolution == Resolution::network) {

@@ -3,6 +3,7 @@
 /// the deepest layer that was asked for, and an embedding policy makes features of the tapped layers.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <string_view>
@@ -15,6 +16,7 @@
 #include <norma/features/local_average.hpp>
 #include <norma/features/pyramid.hpp>
 #include <norma/image/preprocess.hpp>
+#include <norma/image/rotate.hpp>
 #include <norma/io/safetensors.hpp>
 #include <norma/nn/executor.hpp>
 
@@ -52,7 +54,9 @@ class Patches {
 
     constexpr Settings() : Settings(NetworkT{}) {}
     /// The network's own preprocessing and the layers that methods of this kind usually take.
-    constexpr explicit Settings(NetworkT chosen) : network(chosen), preprocess(preprocess_for(chosen)), layers(default_layers(chosen)) {}
+    constexpr explicit Settings(NetworkT chosen) : network(chosen), preprocess(preprocess_for(chosen)), layers(default_layers(chosen)) {
+      if constexpr (requires { EmbeddingT::adjust(chosen, preprocess); }) EmbeddingT::adjust(chosen, preprocess);
+    }
 
     template <class Self, class Visitor>
     static constexpr void visit(Self& self, Visitor&& visitor) {
@@ -90,9 +94,11 @@ class Patches {
   static constexpr std::size_t scratch_bytes(const Settings& settings, int workers) {
     const Taps taps(settings);
     const std::size_t resizing = image::preprocess_scratch_bytes(settings.preprocess);
+    const std::size_t turning = arena_bytes<std::uint8_t>(settings.preprocess.height * settings.preprocess.width * 3);
     const std::size_t running = nn::workspace_bytes(taps.plan, 1, workers) + EmbeddingT::scratch_bytes(taps.shapes(), settings.embedding, workers);
-    return arena_bytes<float>(settings.preprocess.height * settings.preprocess.width * 3) + (resizing > running ? resizing : running);
+    return arena_bytes<float>(settings.preprocess.height * settings.preprocess.width * 3) + std::max({resizing, turning, running});
   }
+  static constexpr FeatureShapes view_shapes(const Settings& settings) { return shapes(settings); }
 
   static Status validate(const Settings& settings) {
     NORMA_CHECK(settings.preprocess.validate());
@@ -125,14 +131,20 @@ class Patches {
       const Arena::Scope scope(context.arena);
       NORMA_CHECK(image::preprocess(p, frame, input, context.arena));
     }
-    std::array<TensorView<const float>, kMaxLevels> taps{};
-    const std::span<TensorView<const float>> tapped(taps.data(), static_cast<std::size_t>(settings_.layers.count));
+    return embed(input, out, context);
+  }
+
+  /// The frame as the network sees it before normalisation: 8-bit RGB, [height, width, 3].
+  Status prepare(const ImageView& frame, Image& out) const { return image::crop(settings_.preprocess, frame, out); }
+  /// Features of a prepared image in one view; those of `View{}` are `extract`'s, bit for bit.
+  Status extract_view(const ImageView& prepared, const View& view, Features& out, Context& context) const {
+    const auto& p = settings_.preprocess;
+    const TensorView<float> input(context.arena.template take<float>(p.height * p.width * 3), 1, p.height, p.width, 3);
     {
-      const StageTimer timer(context, Stage::backbone);
-      NORMA_CHECK(executor_.run(input, context.arena, context.parallel, tapped));
+      const StageTimer timer(context, Stage::preprocess);
+      NORMA_CHECK(image::normalise_turned(p, prepared, view.degrees, input, context.arena));
     }
-    const StageTimer timer(context, Stage::features);
-    return embedding_.embed(tapped, out, context);
+    return embed(input, out, context);
   }
 
   [[nodiscard]] const Settings& settings() const noexcept { return settings_; }
@@ -177,6 +189,13 @@ class Patches {
     return preprocess;
   }
   static constexpr Layers default_layers(const NetworkT& network) {
+    if constexpr (requires { EmbeddingT::layers(network); }) {
+      return EmbeddingT::layers(network);
+    } else {
+      return listed_layers(network);
+    }
+  }
+  static constexpr Layers listed_layers(const NetworkT& network) {
     Layers layers;
     static_assert(EmbeddingT::default_layers == LocalAverage::default_layers || EmbeddingT::default_layers == ChosenChannels::default_layers ||
                       EmbeddingT::default_layers == Pyramid::default_layers,
@@ -189,6 +208,17 @@ class Patches {
       for (const std::string_view tap : network.default_taps()) layers.add(tap);
     }
     return layers;
+  }
+
+  Status embed(TensorView<const float> input, Features& out, Context& context) const {
+    std::array<TensorView<const float>, kMaxLevels> taps{};
+    const std::span<TensorView<const float>> tapped(taps.data(), static_cast<std::size_t>(settings_.layers.count));
+    {
+      const StageTimer timer(context, Stage::backbone);
+      NORMA_CHECK(executor_.run(input, context.arena, context.parallel, tapped));
+    }
+    const StageTimer timer(context, Stage::features);
+    return embedding_.embed(tapped, out, context);
   }
 
   Patches(const Settings& settings, const io::Weights& weights, nn::Executor executor, EmbeddingT embedding)

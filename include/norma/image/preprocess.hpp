@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -164,55 +165,127 @@ constexpr std::size_t preprocess_scratch_bytes(const Preprocess& preprocess, Fra
          detail::row_scratch_bytes(preprocess.width, horizontal, vertical, limits.max_width);
 }
 
+namespace detail {
+
+/// The frame's pixels as the network sees them, still 8 bit: `sink(y, row)` for every row, the frame's own channels in the frame's order.
+/// Preconditions: settings and frame are valid.
+template <class Sink>
+Status crop_rows(const char* where, const Preprocess& settings, const ImageView& frame, Arena& arena, Sink&& sink) {
+  const FrameLimits needed{frame.height, frame.width};
+  const std::size_t bytes = preprocess_scratch_bytes(settings, needed);
+  if (bytes > arena.remaining()) {
+    return {Errc::out_of_memory, std::string(where) + ": a frame of " + std::to_string(frame.height) + " x " + std::to_string(frame.width) +
+                                     " needs " + std::to_string(bytes) + " bytes of scratch, found " + std::to_string(arena.remaining()) +
+                                     " (the scratch of a detector is made for frames up to 8192 x 8192)"};
+  }
+  const Arena::Scope scope(arena);
+  const std::int64_t taps_y = vertical_capacity(settings, needed);
+  const std::int64_t taps_x = horizontal_capacity(settings, needed);
+  AxisTaps vertical, horizontal;
+  RowScratch scratch;
+  if (!take_axis(arena, settings.height, taps_y, vertical) || !take_axis(arena, settings.width, taps_x, horizontal) ||
+      !take_row_scratch(arena, settings.width, taps_x, taps_y, frame.width, scratch)) {
+    return {Errc::out_of_memory, std::string(where) + ": scratch memory is too small"};
+  }
+  const Geometry g = geometry(settings, frame.height, frame.width);
+  fill_axis(settings.interpolation, frame.height, g.resized_height, g.top, vertical);
+  fill_axis(settings.interpolation, frame.width, g.resized_width, g.left, horizontal);
+  resample_rows(settings.interpolation, frame, horizontal, vertical, scratch, sink);
+  return {};
+}
+
+/// Rows of 8-bit pixels to rows of the network's input.
+class Normaliser {
+ public:
+  Normaliser(const Preprocess& settings, PixelFormat format) noexcept {
+    for (std::size_t c = 0; c < 3; ++c) {
+      for (std::size_t v = 0; v < 256; ++v) value_[c][v] = (static_cast<float>(v) - settings.mean[c]) / settings.stddev[c];
+    }
+    const bool gray = colour_channels(format) == 1;
+    // Network channel 0 is the frame's byte 0 unless exactly one of the two puts blue first.
+    first_ = !gray && blue_first(format) != (settings.order == ChannelOrder::bgr) ? 2 : 0;
+    step_ = gray ? 1 : 3;
+    middle_ = gray ? 0 : 1;
+    last_ = gray ? 0 : 2 - first_;
+  }
+  void operator()(const std::uint8_t* row, std::int64_t width, float* to) const noexcept {
+    for (std::int64_t x = 0; x < width; ++x, to += 3, row += step_) {
+      to[0] = value_[0][row[first_]];
+      to[1] = value_[1][row[middle_]];
+      to[2] = value_[2][row[last_]];
+    }
+  }
+
+ private:
+  std::array<std::array<float, 256>, 3> value_;  // normalised, by network channel and 8-bit value
+  std::int64_t first_ = 0, middle_ = 0, last_ = 0, step_ = 1;
+};
+
+inline Status check_input(const char* where, const Preprocess& settings, const TensorView<float>& out) {
+  if (out.batch == 1 && out.height == settings.height && out.width == settings.width && out.channels == 3) return {};
+  return {Errc::shape_mismatch, std::string(where) + ": expected an output of [1, " + std::to_string(settings.height) + ", " +
+                                    std::to_string(settings.width) + ", 3], found [" + std::to_string(out.batch) + ", " +
+                                    std::to_string(out.height) + ", " + std::to_string(out.width) + ", " + std::to_string(out.channels) + "]"};
+}
+
+}  // namespace detail
+
 /// Writes the network's input for one frame: out [1, height, width, 3]. A gray frame fills all three channels. The 8-bit values are those
 /// of the whole frame resized and then cropped. Allocates nothing; fails when the frame does not fit `arena` (see FrameLimits).
 inline Status preprocess(const Preprocess& settings, const ImageView& frame, TensorView<float> out, Arena& arena) {
   NORMA_CHECK(settings.validate());
   NORMA_CHECK(validate(frame));
-  if (out.batch != 1 || out.height != settings.height || out.width != settings.width || out.channels != 3) {
-    return {Errc::shape_mismatch, "image::preprocess: expected an output of [1, " + std::to_string(settings.height) + ", " +
-                                      std::to_string(settings.width) + ", 3], found [" + std::to_string(out.batch) + ", " +
-                                      std::to_string(out.height) + ", " + std::to_string(out.width) + ", " + std::to_string(out.channels) +
-                                      "]"};
-  }
-  const FrameLimits needed{frame.height, frame.width};
-  const std::size_t bytes = preprocess_scratch_bytes(settings, needed);
-  if (bytes > arena.remaining()) {
-    return {Errc::out_of_memory, "image::preprocess: a frame of " + std::to_string(frame.height) + " x " + std::to_string(frame.width) +
-                                     " needs " + std::to_string(bytes) + " bytes of scratch, found " + std::to_string(arena.remaining()) +
-                                     " (the scratch of a detector is made for frames up to 8192 x 8192)"};
-  }
-  const Arena::Scope scope(arena);
-  const std::int64_t taps_y = detail::vertical_capacity(settings, needed);
-  const std::int64_t taps_x = detail::horizontal_capacity(settings, needed);
-  detail::AxisTaps vertical, horizontal;
-  detail::RowScratch scratch;
-  if (!detail::take_axis(arena, settings.height, taps_y, vertical) || !detail::take_axis(arena, settings.width, taps_x, horizontal) ||
-      !detail::take_row_scratch(arena, settings.width, taps_x, taps_y, frame.width, scratch)) {
-    return {Errc::out_of_memory, "image::preprocess: scratch memory is too small"};
-  }
-  const detail::Geometry g = detail::geometry(settings, frame.height, frame.width);
-  detail::fill_axis(settings.interpolation, frame.height, g.resized_height, g.top, vertical);
-  detail::fill_axis(settings.interpolation, frame.width, g.resized_width, g.left, horizontal);
+  NORMA_CHECK(detail::check_input("image::preprocess", settings, out));
+  const detail::Normaliser normalise(settings, frame.format);
+  return detail::crop_rows("image::preprocess", settings, frame, arena, [&](std::int64_t y, const std::uint8_t* row) {
+    normalise(row, settings.width, out.data + y * settings.width * 3);
+  });
+}
 
-  std::array<std::array<float, 256>, 3> value;  // normalised, by network channel and 8-bit value
-  for (std::size_t c = 0; c < 3; ++c) {
-    for (std::size_t v = 0; v < 256; ++v) value[c][v] = (static_cast<float>(v) - settings.mean[c]) / settings.stddev[c];
+/// The first half of `preprocess`: the pixels that the network sees as RGB of 8 bits, `out` [height, width, 3]. A gray frame fills all three
+/// channels. Allocates nothing.
+inline Status crop(const Preprocess& settings, const ImageView& frame, std::span<std::uint8_t> out, Arena& arena) {
+  NORMA_CHECK(settings.validate());
+  NORMA_CHECK(validate(frame));
+  if (static_cast<std::int64_t>(out.size()) != settings.height * settings.width * 3) {
+    return {Errc::shape_mismatch, "image::crop: expected an output of " + std::to_string(settings.height * settings.width * 3) + " bytes, found " +
+                                      std::to_string(out.size())};
   }
   const bool gray = colour_channels(frame.format) == 1;
-  // Network channel 0 is the frame's byte 0 unless exactly one of the two puts blue first.
-  const std::int64_t first = !gray && blue_first(frame.format) != (settings.order == ChannelOrder::bgr) ? 2 : 0;
-  const std::int64_t step = gray ? 1 : 3;
-  const std::int64_t middle = gray ? 0 : 1;
-  const std::int64_t last = gray ? 0 : 2 - first;
-  detail::resample_rows(settings.interpolation, frame, horizontal, vertical, scratch, [&](std::int64_t y, const std::uint8_t* row) {
-    float* to = out.data + y * settings.width * 3;
+  const std::int64_t step = gray ? 1 : 3, green = gray ? 0 : 1;
+  const std::int64_t red = blue_first(frame.format) ? 2 : 0;
+  const std::int64_t blue = gray ? 0 : 2 - red;
+  return detail::crop_rows("image::crop", settings, frame, arena, [&](std::int64_t y, const std::uint8_t* row) {
+    std::uint8_t* to = out.data() + y * settings.width * 3;
     for (std::int64_t x = 0; x < settings.width; ++x, to += 3, row += step) {
-      to[0] = value[0][row[first]];
-      to[1] = value[1][row[middle]];
-      to[2] = value[2][row[last]];
+      to[0] = row[red];
+      to[1] = row[green];
+      to[2] = row[blue];
     }
   });
+}
+/// The same into an image, with scratch of its own.
+inline Status crop(const Preprocess& settings, const ImageView& frame, Image& out) {
+  NORMA_CHECK(settings.validate());
+  NORMA_CHECK(validate(frame));
+  Buffer<std::byte> memory(static_cast<std::int64_t>(preprocess_scratch_bytes(settings, {frame.height, frame.width})));
+  Arena arena(memory.span());
+  if (out.height() != settings.height || out.width() != settings.width || out.channels() != 3) out = Image(settings.height, settings.width, 3);
+  return crop(settings, frame, {out.data(), static_cast<std::size_t>(out.size_bytes())}, arena);
+}
+
+/// The second half: an image of 8 bits, height x width as in `settings`, to the network's input. Allocates nothing.
+inline Status normalise(const Preprocess& settings, const ImageView& image, TensorView<float> out) {
+  NORMA_CHECK(settings.validate());
+  NORMA_CHECK(validate(image));
+  NORMA_CHECK(detail::check_input("image::normalise", settings, out));
+  if (image.height != settings.height || image.width != settings.width || (image.format != PixelFormat::gray8 && bytes_per_pixel(image.format) != 3)) {
+    return {Errc::shape_mismatch, "image::normalise: expected a gray8, rgb8 or bgr8 image of " + std::to_string(settings.height) + " x " +
+                                      std::to_string(settings.width) + ", found a " + std::string(to_string(image.format)) + " one of " +
+                                      std::to_string(image.height) + " x " + std::to_string(image.width)};
+  }
+  const detail::Normaliser normaliser(settings, image.format);
+  for (std::int64_t y = 0; y < image.height; ++y) normaliser(image.row(y), settings.width, out.data + y * settings.width * 3);
   return {};
 }
 

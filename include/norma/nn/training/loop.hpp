@@ -36,6 +36,7 @@ struct TrainingLoopSettings {
   LastBatch last_batch = LastBatch::keep;
   std::uint64_t seed = 0;
   std::int64_t checkpoint_every = 0;  ///< epochs; 0: only when cancelled and at the end
+  double checkpoint_seconds = 0.0;    ///< also after a step when the last checkpoint is that old; 0: never
   std::int64_t validate_every = 1;    ///< epochs, where there is a validation
   std::int64_t patience = 0;          ///< validations without a new best after which training stops; 0: never
 };
@@ -169,6 +170,7 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
 
   report(true);
   bool saved = false;
+  auto saved_at = start;
   while (progress.epoch < settings.epochs && !out_of_patience()) {
     std::vector<std::int64_t> order;
     if (settings.order == Order::shuffled) {
@@ -199,7 +201,13 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
       progress.loss_sum += loss;
       ++progress.batch;
       if (batch.ends_step) ++progress.steps;
-      if (progress.batch < batches) report(false);
+      if (progress.batch < batches) {
+        report(false);
+        if (batch.ends_step && settings.checkpoint_seconds > 0.0 && Clock::now() - saved_at >= std::chrono::duration<double>(settings.checkpoint_seconds)) {
+          NORMA_CHECK(checkpoint());
+          saved_at = Clock::now();
+        }
+      }
     }
     ++progress.epoch;
     progress.batch = 0;
@@ -222,7 +230,11 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
     }
     report(progress.epoch == settings.epochs || out_of_patience());
     saved = settings.checkpoint_every > 0 && progress.epoch % settings.checkpoint_every == 0;
-    if (saved) NORMA_CHECK(checkpoint());
+    saved = saved || (settings.checkpoint_seconds > 0.0 && Clock::now() - saved_at >= std::chrono::duration<double>(settings.checkpoint_seconds));
+    if (saved) {
+      NORMA_CHECK(checkpoint());
+      saved_at = Clock::now();
+    }
   }
   if (!saved) NORMA_CHECK(checkpoint());
   return progress.epoch >= settings.epochs ? TrainingEnd::epochs : TrainingEnd::patience;
