@@ -84,9 +84,17 @@ class PackedMatrix {
   /// Other numbers of the same shape, without allocation: weights after a training step.
   void repack(MatrixView<const float> nk) noexcept {
     NORMA_EXPECTS(nk.rows == n_ && nk.cols == k_);
-    for (std::int64_t row = 0; row < n_; ++row) {
-      float* to = data_.data() + row / panel_ * panel_ * k_ + row % panel_;
-      for (std::int64_t i = 0; i < k_; ++i) to[i * panel_] = nk(row, i);
+    constexpr std::int64_t kPart = 128;  // of a panel: what the rows of a panel write in turn stays in the first cache
+    for (std::int64_t panel = 0; panel < n_; panel += panel_) {
+      const std::int64_t rows = std::min(panel_, n_ - panel);
+      for (std::int64_t first = 0; first < k_; first += kPart) {
+        const std::int64_t last = std::min(first + kPart, k_);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          const float* from = nk.data + (panel + r) * nk.stride;
+          float* to = data_.data() + panel * k_ + r;
+          for (std::int64_t i = first; i < last; ++i) to[i * panel_] = from[i];
+        }
+      }
     }
   }
   void repack_transposed(MatrixView<const float> kn) noexcept {

@@ -116,8 +116,10 @@ struct FlowSizes {
 
   /// Two rows of all channels.
   [[nodiscard]] constexpr std::int64_t row_pair() const noexcept { return 2 * linalg::detail::round_up(channels, 16); }
+  /// Memory for one worker's layer while weights are brought into order: half of what it has.
+  [[nodiscard]] constexpr std::int64_t prepare_piece() const noexcept { return linalg::detail::round_up(weights, 16); }
   [[nodiscard]] constexpr std::size_t bytes(FlowPass pass) const noexcept {
-    if (pass == FlowPass::prepare) return 2 * arena_bytes<float>(weights);
+    if (pass == FlowPass::prepare) return arena_bytes<float>(2 * prepare_piece() * workers_);
     const std::size_t halves = arena_bytes<float>(rows * first) + arena_bytes<float>(rows * (channels - first));
     std::size_t total = 2 * halves + arena_bytes<float>(rows * output) + arena_bytes<float>(rows * joined) + arena_bytes<double>(rows) +
                         arena_bytes<float>(row_pair() * workers_);
@@ -206,40 +208,46 @@ class Flow {
 
   /// Brings all weights into the products' order; to be called before anything else and after every change of the parameters. Allocates nothing.
   /// Errors: shape_mismatch, out_of_memory (arena).
-  Status prepare(std::span<const float> parameters, Arena& arena) {
+  Status prepare(std::span<const float> parameters, Parallel parallel, Arena& arena) {
     constexpr std::string_view who = "nn::Flow::prepare";
     NORMA_CHECK(check_parameters(who, parameters.size(), "parameters"));
-    NORMA_CHECK(check_arena(who, FlowPass::prepare, 1, 1, arena));
+    NORMA_CHECK(check_arena(who, FlowPass::prepare, 1, parallel.workers(), arena));
     const Arena::Scope scope(arena);
-    const std::int64_t most = sizes(1, 1).weights;
-    float* weights = arena.take<float>(most);
-    float* scratch = arena.take<float>(most);
+    const std::int64_t piece = sizes(1, parallel.workers()).prepare_piece();
+    float* memory = arena.take<float>(2 * piece * parallel.workers());
+    const auto own = [&](const Block& block) {
+      return parameters.subspan(static_cast<std::size_t>(block.offset), static_cast<std::size_t>(block.layout.total));
+    };
+    const std::int64_t layers = blocks_.empty() ? 0 : std::int64_t{kMostSubnetLayers} * blocks_[0].shape.steps();
+    parallel.run(static_cast<std::int64_t>(blocks_.size()) * layers, [&](std::int64_t task, int worker) {
+      Block& block = blocks_[static_cast<std::size_t>(task / layers)];
+      const auto step = static_cast<std::size_t>(task % layers / kMostSubnetLayers), l = static_cast<std::size_t>(task % kMostSubnetLayers);
+      if (l >= block.layers[step].size()) return;
+      Layer& layer = block.layers[step][l];
+      const auto& at = block.layout.layers[step][l];
+      const std::int64_t fan_in = layer.shape.in * at.taps;
+      float* weights = memory + 2 * piece * worker;
+      const std::span<float> ordered(weights, static_cast<std::size_t>(layer.shape.out * fan_in));
+      const Status unpacked = unpack_layer(at, own(block), LibraryLayer<float>{ordered, layer.bias.span()});
+      NORMA_EXPECTS(unpacked.ok());  // the sizes are the flow's own
+      layer.forward.repack({weights, layer.shape.out * fan_in, fan_in, at.taps, 1}, weights + piece);
+      if (use_ == FlowUse::training) layer.gradient.repack(ordered, weights + piece);
+    });
     for (Block& block : blocks_) {
-      const std::span<const float> own = parameters.subspan(static_cast<std::size_t>(block.offset), static_cast<std::size_t>(block.layout.total));
-      for (int step = 0; step < block.shape.steps(); ++step) {
-        for (std::size_t l = 0; l < block.layers[step].size(); ++l) {
-          Layer& layer = block.layers[step][l];
-          const auto& at = block.layout.layers[step][l];
-          const std::int64_t fan_in = layer.shape.in * at.taps;
-          const std::span<float> ordered(weights, static_cast<std::size_t>(layer.shape.out * fan_in));
-          NORMA_CHECK(unpack_layer(at, own, LibraryLayer<float>{ordered, layer.bias.span()}));
-          layer.forward.repack({weights, layer.shape.out * fan_in, fan_in, at.taps, 1}, scratch);
-          if (use_ == FlowUse::training) layer.gradient.repack(ordered, scratch);
-        }
-      }
       block.log_scale = 0.0;
       for (std::int64_t c = 0; c < block.scale.size(); ++c) {
-        const auto g = global_scale(static_cast<double>(own[static_cast<std::size_t>(block.layout.global_scale + c)]));
+        const auto g = global_scale(static_cast<double>(own(block)[static_cast<std::size_t>(block.layout.global_scale + c)]));
         block.scale[c] = static_cast<float>(g.value);
         block.inverse_scale[c] = static_cast<float>(1.0 / g.value);
         block.scale_slope[c] = static_cast<float>(g.slope);
         block.log_scale += std::log(g.value);
-        block.offsets[c] = own[static_cast<std::size_t>(block.layout.global_offset + c)];
+        block.offsets[c] = own(block)[static_cast<std::size_t>(block.layout.global_offset + c)];
       }
     }
     prepared_ = true;
     return {};
   }
+  Status prepare(std::span<const float> parameters, Arena& arena) { return prepare(parameters, Parallel{}, arena); }
 
   /// z = the blocks, in order, of x; z may be x. `logdet` [batch] or empty; `position_logdet` [batch height width] or empty: each position's share,
   /// global scales included. `condition` is empty where no block has one. Errors: not_fitted (before prepare), shape_mismatch, out_of_memory (arena).

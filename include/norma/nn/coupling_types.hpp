@@ -248,13 +248,15 @@ struct LibraryLayer {
 };
 
 namespace detail {
+/// Calls f(place in the block, place in the library's weight, count) for runs of a row's weights: one behind the other in the block, `taps` apart in
+/// the library's order.
 template <class F>
-void for_each_weight(const LayerLayout& layout, F f) {
+void for_each_run(const LayerLayout& layout, F f) {
   const std::int64_t in = layout.x + layout.condition;
   for (std::int64_t o = 0; o < layout.out; ++o) {
-    for (std::int64_t i = 0; i < in; ++i) {
-      for (std::int64_t tap = 0; tap < layout.taps; ++tap)
-        f(static_cast<std::size_t>(layout.at(o, i, tap)), static_cast<std::size_t>((o * in + i) * layout.taps + tap));
+    for (std::int64_t tap = 0; tap < layout.taps; ++tap) {
+      f(layout.at(o, 0, tap), o * in * layout.taps + tap, layout.x);
+      if (layout.condition > 0) f(layout.at(o, layout.x, tap), (o * in + layout.x) * layout.taps + tap, layout.condition);
     }
   }
 }
@@ -276,7 +278,14 @@ Status check_layer(const LayerLayout& layout, const LibraryLayer<T>& layer, std:
 inline Status pack_layer(const LayerLayout& layout, LibraryLayer<const float> layer, std::span<float> block) {
   NORMA_CHECK(detail::check_layer(layout, layer, block));
   std::fill(block.begin() + layout.weight, block.begin() + layout.bias + padded(layout.out), 0.0f);
-  detail::for_each_weight(layout, [&](std::size_t to, std::size_t from) { block[to] = layer.weight[from]; });
+  const std::int64_t taps = layout.taps;
+  detail::for_each_run(layout, [&, to = block.data(), from = layer.weight.data()](std::int64_t at, std::int64_t library, std::int64_t count) {
+    if (taps == 1) {
+      std::copy_n(from + library, count, to + at);
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) to[at + i] = from[library + i * taps];
+    }
+  });
   for (std::int64_t o = 0; o < layout.out; ++o)
     block[static_cast<std::size_t>(layout.bias + layout.row(o))] = layer.bias[static_cast<std::size_t>(o)];
   return {};
@@ -285,7 +294,14 @@ inline Status pack_layer(const LayerLayout& layout, LibraryLayer<const float> la
 /// The way back, for weights and for gradients.
 inline Status unpack_layer(const LayerLayout& layout, std::span<const float> block, LibraryLayer<float> layer) {
   NORMA_CHECK(detail::check_layer(layout, layer, block));
-  detail::for_each_weight(layout, [&](std::size_t from, std::size_t to) { layer.weight[to] = block[from]; });
+  const std::int64_t taps = layout.taps;
+  detail::for_each_run(layout, [&, from = block.data(), to = layer.weight.data()](std::int64_t at, std::int64_t library, std::int64_t count) {
+    if (taps == 1) {
+      std::copy_n(from + at, count, to + library);
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) to[library + i * taps] = from[at + i];
+    }
+  });
   for (std::int64_t o = 0; o < layout.out; ++o)
     layer.bias[static_cast<std::size_t>(o)] = block[static_cast<std::size_t>(layout.bias + layout.row(o))];
   return {};

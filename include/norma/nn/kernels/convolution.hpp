@@ -210,6 +210,18 @@ class PackedConvolution {
       }
       return;
     }
+    if (taps == 1 && (weights.in_stride == 1 || weights.out_stride == 1)) {  // a matrix, or its transpose, as it is
+      for (std::int64_t group = 0; group < geometry_.groups; ++group) {
+        linalg::PackedMatrix& product = products_[static_cast<std::size_t>(group)];
+        const float* from = weights.data + group * weights.group_stride;
+        if (weights.in_stride == 1) {
+          product.repack({from, out_group, in_group, weights.out_stride});
+        } else {
+          product.repack_transposed({from, in_group, out_group, weights.in_stride});
+        }
+      }
+      return;
+    }
     // [out, taps, in]: the order in which a window lies in a channels-last map.
     for (std::int64_t group = 0; group < geometry_.groups; ++group) {
       for (std::int64_t o = 0; o < out_group; ++o) {
