@@ -9,6 +9,7 @@
 #include <norma/cuda/device_info.hpp>
 #include <norma/cuda/element.hpp>
 #include <norma/cuda/exact_search.hpp>
+#include <norma/cuda/flow.hpp>
 #include <norma/cuda/greedy_k_centre.hpp>
 #include <norma/cuda/k_centre.hpp>
 #include <norma/cuda/mahalanobis.hpp>

@@ -15,13 +15,12 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include <norma/concepts/search.hpp>
+#include <norma/cuda/detail/lane_pool.hpp>
 #include <norma/cuda/nearest_rows.hpp>
 #include <norma/cuda/runtime.hpp>
 
@@ -41,11 +40,11 @@ struct BasicExactSearch {
  private:
   struct Lane {
     Stream stream;
-    PinnedBuffer<float> host_queries, host_distance;
-    PinnedBuffer<std::int64_t> host_row;
-    DeviceBuffer<float> queries, distance;
-    DeviceBuffer<std::int64_t> row;
-    DeviceBuffer<std::byte> workspace;
+    PinnedBuffer<float> host_queries = {}, host_distance = {};
+    PinnedBuffer<std::int64_t> host_row = {};
+    DeviceBuffer<float> queries = {}, distance = {};
+    DeviceBuffer<std::int64_t> row = {};
+    DeviceBuffer<std::byte> workspace = {};
 
     [[nodiscard]] std::size_t bytes() const noexcept { return queries.bytes() + distance.bytes() + row.bytes() + workspace.bytes(); }
     Status grow(std::int64_t m, std::int64_t n, std::int64_t d, int k) {
@@ -70,43 +69,7 @@ struct BasicExactSearch {
     DeviceBuffer<float> rows;  // [n, d]
     DeviceBuffer<std::byte> prepared;
     PreparedBank<float> bank;
-    std::mutex mutex;
-    std::vector<std::unique_ptr<Lane>> idle;
-    std::size_t lanes = 0;  // idle or not
-  };
-
-  /// A lane for the time of one call.
-  class LaneInUse {
-   public:
-    static Result<LaneInUse> take(State& state) {
-      {
-        const std::lock_guard lock(state.mutex);
-        if (!state.idle.empty()) {
-          LaneInUse used(state, std::move(state.idle.back()));
-          state.idle.pop_back();
-          return used;
-        }
-      }
-      NORMA_TRY(Stream stream, Stream::create());
-      auto lane = std::make_unique<Lane>(Lane{std::move(stream), {}, {}, {}, {}, {}, {}, {}});
-      const std::lock_guard lock(state.mutex);
-      state.idle.reserve(++state.lanes);
-      return LaneInUse(state, std::move(lane));
-    }
-    LaneInUse(LaneInUse&&) noexcept = default;
-    LaneInUse& operator=(LaneInUse&&) = delete;
-    ~LaneInUse() {
-      if (lane_ == nullptr) return;
-      (void)lane_->stream.synchronize();  // after an error the stream may still read the buffers
-      const std::lock_guard lock(state_->mutex);
-      state_->idle.push_back(std::move(lane_));
-    }
-    Lane* operator->() const noexcept { return lane_.get(); }
-
-   private:
-    LaneInUse(State& state, std::unique_ptr<Lane> lane) noexcept : state_(&state), lane_(std::move(lane)) {}
-    State* state_;
-    std::unique_ptr<Lane> lane_;
+    detail::LanePool<Lane> lanes;
   };
 
  public:
@@ -119,10 +82,7 @@ struct BasicExactSearch {
     /// On the device, without what running calls use.
     [[nodiscard]] std::size_t bytes() const {
       if (state_ == nullptr) return 0;
-      const std::lock_guard lock(state_->mutex);
-      std::size_t sum = state_->rows.bytes() + state_->prepared.bytes();
-      for (const auto& lane : state_->idle) sum += lane->bytes();
-      return sum;
+      return state_->rows.bytes() + state_->prepared.bytes() + state_->lanes.bytes();
     }
 
    private:
@@ -190,7 +150,7 @@ struct BasicExactSearch {
                                         std::to_string(row.rows) + " x " + std::to_string(row.cols)};
     }
     if (queries.rows == 0) return {};
-    NORMA_TRY(const LaneInUse lane, LaneInUse::take(*index.state_));
+    NORMA_TRY(const auto lane, index.state_->lanes.take());
     NORMA_CHECK(lane->grow(std::min(queries.rows, kQueriesPerPass), n, d, k));
     for (std::int64_t first = 0; first < queries.rows; first += kQueriesPerPass) {
       const std::int64_t count = std::min(kQueriesPerPass, queries.rows - first);
