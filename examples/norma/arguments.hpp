@@ -112,7 +112,7 @@ class Arguments {
     bool used;
   };
   // Options without a value; every other one takes the next word.
-  static constexpr std::array<std::string_view, 4> kFlags{"help", "quiet", "fail-on-anomaly", "version"};
+  static constexpr std::array<std::string_view, 5> kFlags{"help", "quiet", "restart", "fail-on-anomaly", "version"};
   std::vector<Option> options_;
   std::vector<std::string> positional_;
   std::vector<std::string> known_;

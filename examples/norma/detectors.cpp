@@ -58,7 +58,7 @@ std::string find_weights(const std::string& backbone) {
 
 Recipe take_recipe(Arguments& arguments) {
   Recipe recipe;
-  recipe.method = arguments.take_required("method", "padim, patchcore or spade");
+  recipe.method = arguments.take_required("method", method_names());
   recipe.backbone = arguments.take_required("backbone", "norma list backbones shows them");
   std::vector<std::string> fields;
   require_usage(AnyDetector::for_each_setting(recipe.method, recipe.backbone,
@@ -111,6 +111,40 @@ AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
     throw Failure{kWrongUsage, detector.message()};
   }
   return require(std::move(detector));
+}
+
+std::string method_names() {
+  std::string names;
+  for (const std::string_view name : AnyDetector::kMethods) names += (names.empty() ? "" : ", ") + std::string(name);
+  return names;
+}
+
+void write_training(io::JsonWriter& json, const TrainingRecord* record) {
+  json.key("training");
+  if (record == nullptr) {
+    json.value(nullptr);
+    return;
+  }
+  const auto best = record->best_epoch >= 0 ? std::optional<std::int64_t>(record->best_epoch) : std::nullopt;
+  json.begin_object().member("epochs", static_cast<std::int64_t>(record->loss.size())).member("best_epoch", best);
+  json.member("loss", record->loss).member("held_out", record->held_out).end_object();
+}
+
+std::string training_text(const TrainingRecord& record) {
+  if (record.loss.empty()) return "no epochs on record";
+  char text[160];
+  const auto loss = [](float value) { return static_cast<double>(value); };
+  const auto epochs = static_cast<long long>(record.loss.size());
+  std::snprintf(text, sizeof text, "%lld epoch%s, loss %.6g to %.6g", epochs, epochs == 1 ? "" : "s", loss(record.loss.front()),
+                loss(record.loss.back()));
+  std::string line = text;
+  const auto best = static_cast<std::size_t>(record.best_epoch);
+  if (record.best_epoch >= 1 && best <= record.held_out.size()) {
+    std::snprintf(text, sizeof text, "; kept is epoch %lld, the best on held-out images (%.6g)", static_cast<long long>(record.best_epoch),
+                  loss(record.held_out[best - 1]));
+    line += text;
+  }
+  return line;
 }
 
 void write_text(const std::string& path, const std::string& text) {

@@ -17,6 +17,10 @@ extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::C
 extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::LocalAverage>, norma::MemoryBank<norma::GreedyKCenter, norma::ExactSearch>,
                                       norma::NearestDistance<norma::Reweighted>, norma::Cpu<>>;
 extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Pyramid>, norma::ImageGallery<norma::ExactSearch>, norma::GalleryDistance, norma::Cpu<>>;
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Levels>, norma::FeatureFlow<>, norma::FlowLikelihood, norma::Cpu<>>;
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::DeepLevels>, norma::ConditionalFlow<>, norma::FiberLikelihood, norma::Cpu<>>;
+extern template class norma::Detector<norma::ImageScales<norma::AnyNetwork, norma::ScaleMaps>, norma::ScaleFlow, norma::LatentSquare, norma::Cpu<>>;
+extern template class norma::Detector<norma::ImageScales<norma::AnyNetwork, norma::PooledScales>, norma::VectorFlow<>, norma::MeanSquaredLatent, norma::Cpu<>>;
 
 namespace program {
 
@@ -50,6 +54,14 @@ Recipe take_recipe(Arguments& arguments);
 std::string find_weights(const std::string& backbone);
 /// Opens the weights and makes an empty detector. SPADE falls back to the deepest layer that the file holds, and says so.
 norma::AnyDetector make_detector(Recipe& recipe, Terminal& terminal);
+
+/// "padim, patchcore, ...".
+std::string method_names();
+
+/// `"training": {...}`, null for a method that is not trained in epochs.
+void write_training(norma::io::JsonWriter& json, const norma::TrainingRecord* record);
+/// "500 epochs, loss 12.5 to -3.25, ..." in one line.
+std::string training_text(const norma::TrainingRecord& record);
 
 /// Writes text to a file, or to standard output for "-".
 void write_text(const std::string& path, const std::string& text);

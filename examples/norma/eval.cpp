@@ -42,6 +42,7 @@ std::string figures_json(const AnyDetector& detector, const evaluation::Report& 
   json.end_array().key("broken").begin_array();
   for (const auto& broken : report.broken) json.begin_object().member("path", broken.path).member("error", broken.reason.message()).end_object();
   json.end_array().end_object();
+  write_training(json, detector.training());
   json.key("time").begin_object().member("fit_s", fit_seconds);
   json.key("per_image_ms").begin_object().member("p50", report.latency.p50).member("p99", report.latency.p99).member("mean", report.latency.mean).end_object();
   json.key("stages_ms").begin_object();
@@ -97,6 +98,7 @@ int run_eval(Arguments arguments) {
     arguments.take_required("model", "a .norma file; or what fit takes: --method, --backbone, ...");
   }
   if (!model) recipe = take_recipe(arguments);
+  Training training = take_training(arguments);
   const std::string folder = arguments.take_required("data", "a data set in MVTec AD's layout");
   const std::string category = arguments.take("category").value_or("");
   const auto maps = arguments.take("maps");
@@ -110,6 +112,9 @@ int run_eval(Arguments arguments) {
   }
   arguments.finish("eval");
   if (model && output) throw Failure{kWrongUsage, "--output keeps a fitted model: it does not go with --model"};
+  if (model && (training.checkpoint || training.checkpoint_seconds || training.restart || training.cache_mb)) {
+    throw Failure{kWrongUsage, "--checkpoint, --checkpoint-seconds, --restart and --cache-mb are of a fit: they do not go with --model"};
+  }
 
   Terminal terminal(common.quiet);
   const data::MvtecAd set = require(data::MvtecAd::open(folder, category, {.masks = data::Masks::optional}));
@@ -130,10 +135,15 @@ int run_eval(Arguments arguments) {
   std::vector<SkippedImage> skipped;
   std::optional<double> fit_seconds;
   AnyDetector detector = model ? require_file(open_model(*model, common.threads)) : make_detector(*recipe, terminal);
+  prepare_training(training, detector, output, inputs, terminal);
   if (!model) {
-    fit_seconds = timed_fit(detector, set.train(), common, terminal, skipped);
-    if (output) require(detector.save(*output));
+    fit_seconds = timed_fit(detector, set.train(), common, training, terminal, skipped);
+    if (output) {
+      require(detector.save(*output));
+      remove_checkpoint(training);
+    }
   }
+  write_curve(training, detector.training());
 
   options.threads = common.threads;
   options.observer = terminal.observer();
@@ -143,7 +153,12 @@ int run_eval(Arguments arguments) {
       return io::write_tiff(mirrored(*maps, image, set.category(), ".tiff"), whole.view());
     };
   }
-  const evaluation::Report report = require(evaluate(detector, set, options));
+  auto evaluated = evaluate(detector, set, options);
+  if (evaluated.code() == Errc::cancelled && !model) {
+    const bool trained = detector.training() != nullptr;
+    throw Failure{kInterrupted, evaluated.message() + (output ? "; '" + *output + "' holds the fitted model" : trained ? what_is_kept(training) : "")};
+  }
+  const evaluation::Report report = require(std::move(evaluated));
   for (const std::string& warning : report.warnings) terminal.note("note: " + warning);
   for (const auto& broken : report.broken) terminal.warn("broken: " + broken.reason.message());
 
@@ -172,6 +187,7 @@ int run_eval(Arguments arguments) {
     write_text(*csv, table.text());
   }
   if (common.json) write_text(*common.json, figures_json(detector, report, common, static_cast<std::int64_t>(skipped.size()), fit_seconds, digest));
+  if (!model) remove_checkpoint(training);
   return skipped.empty() && report.broken.empty() ? kDone : kSomeBroken;
 }
 

@@ -71,11 +71,14 @@ void describe_model(const io::Weights& file, io::JsonWriter& json, std::string& 
   json.member("workspace_bytes", static_cast<std::int64_t>(workspace.bytes()));
   text += "model: " + std::string(detector.method()) + " on " + std::string(detector.backbone()) + ", fitted on " + std::to_string(detector.provenance().images) +
           " images (seed " + std::to_string(detector.provenance().seed) + ")\n  weights " + detector.provenance().weights + ", workspace " +
-          std::to_string(workspace.bytes()) + " bytes\n  settings\n";
+          std::to_string(workspace.bytes()) + " bytes\n";
+  if (const TrainingRecord* record = detector.training()) text += "  trained " + training_text(*record) + "\n";
+  text += "  settings\n";
   detector.visit([&](const auto& d) {
     using Settings = std::remove_cvref_t<decltype(d.settings())>;
     Settings::visit(d.settings(), [&](std::string_view name, const auto& value, std::string_view) { text += "    " + std::string(name) + " = " + field_text(value) + "\n"; });
   });
+  write_training(json, detector.training());
   if (const auto& calibration = detector.calibration()) {
     json.member("threshold", calibration->threshold).member("statement", calibration->statement);
     text += "  threshold " + field_text(calibration->threshold) + ": " + calibration->statement + "\n";

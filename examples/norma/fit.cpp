@@ -17,6 +17,7 @@ using namespace norma;
 int run_fit(Arguments arguments) {
   const Common common = take_common(arguments);
   Recipe recipe = take_recipe(arguments);
+  Training training = take_training(arguments);
   const std::string folder = arguments.take_required("data", "a folder of good images, or a data set with --category");
   const std::string category = arguments.take("category").value_or("");
   const std::string output = arguments.take_required("output", "the model file to write");
@@ -30,8 +31,11 @@ int run_fit(Arguments arguments) {
   require_writable(common.json, {recipe.weights_path});
   AnyDetector detector = make_detector(recipe, terminal);
   std::vector<SkippedImage> skipped;
-  const double seconds = timed_fit(detector, source, common, terminal, skipped);
+  prepare_training(training, detector, output, {recipe.weights_path}, terminal);
+  const double seconds = timed_fit(detector, source, common, training, terminal, skipped);
   require(detector.save(output));
+  write_curve(training, detector.training());
+  remove_checkpoint(training);
 
   const auto bytes = static_cast<long long>(std::filesystem::file_size(output));
   if (common.json != "-") {
@@ -45,6 +49,7 @@ int run_fit(Arguments arguments) {
     detector.write_settings(json);
     json.end_object();
     json.key("images").begin_object().member("train", detector.provenance().images).member("broken", static_cast<std::int64_t>(skipped.size())).end_object();
+    write_training(json, detector.training());
     json.key("time").begin_object().member("fit_s", seconds).end_object();
     json.key("memory").begin_object().member("model_bytes", static_cast<std::int64_t>(bytes)).member("peak_rss_bytes", peak_memory()).end_object();
     write_machine(json);

@@ -2,6 +2,8 @@
 
 namespace program {
 
+std::string method_names();  // detectors.hpp, which takes long to compile
+
 std::string_view usage() {
   return R"(norma: visual anomaly detection, learnt from good images alone
 
@@ -19,11 +21,11 @@ norma COMMAND --help lists a command's options.
 )";
 }
 
-std::string_view help(std::string_view command) {
+std::string help(std::string_view command) {
   if (command == "fit") {
-    return R"(norma fit --method NAME --backbone NAME [--weights FILE] --data DIR [--category NAME] --output FILE.norma
+    return std::string() + R"(norma fit --method NAME --backbone NAME [--weights FILE] --data DIR [--category NAME] --output FILE.norma
 
-  --method NAME      padim, patchcore, spade
+  --method NAME      )" + method_names() + R"(
   --backbone NAME    norma list backbones shows them
   --weights FILE     .safetensors; else BACKBONE.safetensors in $NORMA_WEIGHTS, here, or in ./weights
   --data DIR         with --category: a data set in MVTec AD's layout; else a folder of good images
@@ -33,6 +35,13 @@ std::string_view help(std::string_view command) {
   --interpolation K  pillow_bilinear, pillow_bicubic, pillow_lanczos, pillow_nearest, opencv_bilinear, opencv_nearest
   --coreset-ratio R, --num-neighbours K, --feature-dims D, --layers A,B, --sigma S, ...
                      the method's settings; norma list settings --method M --backbone B shows all with their defaults
+  of methods that are trained in epochs (--epochs, --batch, --learning-rate, --holdout, --patience, ... are settings):
+  --checkpoint FILE  what an interrupted training is kept in, and goes on from when the same command runs again (default: OUTPUT.checkpoint)
+  --checkpoint-seconds S
+                     time between two writings of it (default 60); an interrupt writes it, too
+  --restart          delete the checkpoint and begin anew
+  --curve FILE       epoch, loss, held_out as CSV
+  --cache-mb N       most memory for what is kept of the images between epochs (default 4295)
   --threads N (0: all), --seed N, --quiet, --json FILE (what was done, as one object)
 )";
   }
@@ -46,6 +55,8 @@ std::string_view help(std::string_view command) {
   --csv FILE         one line an image
   --resolution R     network (default) or original: where pixel figures are computed
   --output FILE      also keep the fitted model
+  --curve FILE       epoch, loss, held_out of a training as CSV, also of an opened model's
+  --checkpoint FILE  as for fit; without --output there is none unless it is asked for
   --threads N, --seed N, --quiet
 )";
   }
@@ -87,7 +98,7 @@ std::string_view help(std::string_view command) {
 )";
   }
   if (command == "list") return "norma list [methods|backbones|settings] [--method NAME] [--backbone NAME] [--json FILE]\n";
-  return usage();
+  return std::string(usage());
 }
 
 }  // namespace program

@@ -33,7 +33,7 @@ int dispatch(std::vector<std::string> words) {
   const std::string name = words.front();
   words.erase(words.begin());
   if (name == "--help" || name == "-h" || name == "help") {
-    std::fputs(std::string(words.empty() ? program::usage() : program::help(words.front())).c_str(), stdout);
+    std::fputs(program::help(words.empty() ? "" : words.front()).c_str(), stdout);
     return program::kDone;
   }
   if (name == "--version") {
@@ -44,7 +44,7 @@ int dispatch(std::vector<std::string> words) {
     if (command.name != name) continue;
     program::Arguments arguments(std::move(words));
     if (arguments.has("help")) {
-      std::fputs(std::string(program::help(name)).c_str(), stdout);
+      std::fputs(program::help(name).c_str(), stdout);
       return program::kDone;
     }
     return command.run(std::move(arguments));

@@ -274,6 +274,7 @@ Result<std::string> report_page(const AnyDetector& detector, const Report& repor
   });
   row("seed", std::to_string(detector.provenance().seed));
   row("weights", detector.provenance().weights);
+  if (const TrainingRecord* record = detector.training()) row("training", training_text(*record));
   row("pixel figures", std::to_string(report.pixel_images) + " images, " + std::to_string(report.regions) + " regions, " + std::string(to_string(report.resolution)) +
                            " resolution; masks " + report.mask_rule);
   row("AU-PRO", "exact rule, 8-connected regions, each region weighs the same");

@@ -1,8 +1,10 @@
 #include "terminal.hpp"
 
+#include <algorithm>
 #include <cstdio>
 
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace program {
@@ -20,6 +22,12 @@ void catch_interrupts() {
 }
 
 namespace {
+
+// Columns of the terminal: a longer line could not be taken back.
+std::size_t columns() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
 
 std::string duration(double seconds) {
   char text[32];
@@ -48,15 +56,21 @@ void Terminal::show(const norma::ProgressUpdate& update) {
   const std::string stage(update.stage);
   if (complete) {
     clear_line();
+    // A training's stage tells epoch and loss ("training, epoch 3 of 500, loss 1.5"); its last line is written by who knows all of them.
+    if (stage.find(',') != std::string::npos) return;
     std::fprintf(stderr, "%s: %lld in %.1f s\n", stage.c_str(), static_cast<long long>(update.done), update.elapsed_seconds);
     return;
   }
   if (!live_) return;
   const int percent = update.total > 0 ? static_cast<int>(100 * update.done / update.total) : 0;
-  std::string bar(24, '.');
-  for (int i = 0; i < percent * 24 / 100; ++i) bar[static_cast<std::size_t>(i)] = '#';
-  std::fprintf(stderr, "\r\033[K%s [%s] %lld/%lld", stage.c_str(), bar.c_str(), static_cast<long long>(update.done), static_cast<long long>(update.total));
-  if (update.remaining_seconds >= 0.0) std::fprintf(stderr, ", %s left", duration(update.remaining_seconds).c_str());
+  std::string end = " " + std::to_string(update.done) + "/" + std::to_string(update.total);
+  if (update.remaining_seconds >= 0.0) end += ", " + duration(update.remaining_seconds) + " left";
+  const std::size_t taken = stage.size() + end.size() + 4, room = columns();
+  std::string bar(taken < room ? std::min<std::size_t>(24, room - taken) : 0, '.');
+  std::fill_n(bar.begin(), static_cast<std::ptrdiff_t>(bar.size()) * percent / 100, '#');
+  std::string line = stage + (bar.size() >= 4 ? " [" + bar + "]" : "") + end;
+  line.resize(std::min(line.size(), room - 1));
+  std::fprintf(stderr, "\r\033[K%s", line.c_str());
   std::fflush(stderr);
   line_open_ = true;
 }

@@ -62,6 +62,16 @@ class Program {
     ::kill(child, SIGINT);
     return finish(child);
   }
+  /// Sends a signal as soon as the file exists; a process that ends without it is not waited for.
+  [[nodiscard]] Run stop_when(const std::vector<std::string>& arguments, const std::filesystem::path& file, int signal) const {
+    const pid_t child = start(arguments);
+    for (int status = 0; !std::filesystem::exists(folder_ / file);) {
+      if (::waitpid(child, &status, WNOHANG) == child) return collect(status);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    ::kill(child, signal);
+    return finish(child);
+  }
 
  private:
   [[nodiscard]] pid_t start(const std::vector<std::string>& arguments) const {
@@ -85,6 +95,9 @@ class Program {
   [[nodiscard]] Run finish(pid_t child) const {
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
+    return collect(status);
+  }
+  [[nodiscard]] Run collect(int status) const {
     Run run;
     run.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     run.out = file_text(output_.path() / "out");

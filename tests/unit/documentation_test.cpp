@@ -22,10 +22,18 @@ std::string read(const fs::path& path) {
   return text.str();
 }
 
-// Targets of Markdown links to files of the repository: no addresses, no places inside the page itself.
+// Targets of Markdown links to files of the repository: no addresses, no places inside the page itself, no lambdas in blocks of code.
 std::vector<std::string> links(std::string_view text) {
   std::vector<std::string> result;
+  std::size_t code = text.find("```");
   for (std::size_t at = text.find("]("); at != std::string_view::npos; at = text.find("](", at + 2)) {
+    bool in_code = false;
+    while (code < at && !in_code) {
+      const std::size_t end = text.find("```", code + 3);
+      in_code = end == std::string_view::npos || end > at;
+      if (!in_code) code = text.find("```", end + 3);
+    }
+    if (in_code) continue;
     std::string_view target = text.substr(at + 2);
     target = target.substr(0, target.find_first_of(")#"));
     if (!target.empty() && target.find("://") == std::string_view::npos) result.emplace_back(target);
@@ -73,8 +81,9 @@ std::vector<fs::path> pages() {
 
 TEST_CASE("links and mentions are found in a text") {
   const std::string text =
-      "[a](docs/a.md#part), [b](https://host/x.md), [c](#here) and ![d](d.png); see docs/concepts/e.md. bench/results/f.md, docs/";
-  CHECK(links(text) == std::vector<std::string>{"docs/a.md", "d.png"});
+      "[a](docs/a.md#part), [b](https://host/x.md), [c](#here) and ![d](d.png); see docs/concepts/e.md. bench/results/f.md, docs/\n"
+      "```cpp\nf([&](int i) { g([](int j) {}); });\n```\n[h](h.md)\n```\n[i](i.md)\n```\n[j](j.md) ```\n[k](k.md)";
+  CHECK(links(text) == std::vector<std::string>{"docs/a.md", "d.png", "h.md", "j.md"});
   CHECK(mentions(text) == std::vector<std::string>{"docs/a.md", "docs/concepts/e.md", "bench/results/f.md"});
 }
 

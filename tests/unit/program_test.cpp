@@ -116,7 +116,12 @@ TEST_CASE("help, version and lists go to standard output") {
   CHECK(list.code == 0);
   const JsonValue json = norma::test::parse_json(list.out);
   REQUIRE(json.find("methods") != nullptr);
-  CHECK(json.find("methods")->items().size() == 3);
+  const auto& methods = json.find("methods")->items();
+  CHECK(methods.size() >= 4);
+  // The help names every method that there is.
+  const std::string fit_help = norma.run({"fit", "--help"}).out;
+  for (const JsonValue& method : methods)
+    CHECK_MESSAGE(contains(fit_help, std::string(method.find("name")->string().value_or("?"))), "--help lacks a method");
   REQUIRE(json.find("backbones") != nullptr);
   CHECK(json.find("backbones")->items().size() == norma::AnyNetwork::all().size());
   for (const JsonValue& backbone : json.find("backbones")->items()) {
@@ -141,7 +146,7 @@ TEST_CASE("wrong usage is 2 and names what is nearest") {
                 {"did you mean --coreset-ratio?"});
   check_refused({"fit", "--method"}, 2, {"--method needs a value"});
   check_refused({"fit", "-m", "padim"}, 2, {"-m", "two dashes"});
-  check_refused({"fit"}, 2, {"missing option --method", "padim, patchcore or spade"});
+  check_refused({"fit"}, 2, {"missing option --method", "padim, patchcore, spade, fastflow"});
   check_refused({"fit", "--method", "padim"}, 2, {"missing option --backbone"});
   check_refused({"fit", "--method", "padim", "--backbone", "resnet18"}, 2, {"missing option --data"});
   check_refused({"eval", "--data", "set"}, 2, {"missing option --model", "--method"});
@@ -304,8 +309,10 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   CHECK_FALSE(contains(opened.err, "AUROC"));
 
   const JsonValue a = norma::test::parse_json(fitted.out), b = norma::test::parse_json(norma::test::file_text(w.path("figures.json")));
-  const std::vector<std::string> promised{"norma_version", "method", "backbone", "category", "seed", "threads", "settings", "images", "image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC",
-                                          "pixel_AP", "pixel_F1Max", "pixel_AUPRO", "pixel_AUPRO_0.05", "pixel_AUPIMO", "evaluation", "time", "memory", "machine"};
+  const std::vector<std::string> promised{"norma_version", "method",      "backbone",    "category",         "seed",         "threads",
+                                          "settings",      "images",      "image_AUROC", "image_AP",         "image_F1Max",  "pixel_AUROC",
+                                          "pixel_AP",      "pixel_F1Max", "pixel_AUPRO", "pixel_AUPRO_0.05", "pixel_AUPIMO", "evaluation",
+                                          "training",      "time",        "memory",      "machine"};
   CHECK(norma::test::keys(a) == promised);
   CHECK(norma::test::keys(b) == promised);
   CHECK(a.find("method")->string() == "patchcore");
@@ -328,6 +335,7 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   CHECK(a.find("pixel_AUPIMO")->is_null() == b.find("pixel_AUPIMO")->is_null());
   CHECK((a.find("pixel_AUPIMO")->is_null() || is_fraction(a.find("pixel_AUPIMO"))));
   for (const char* field : {"resolution", "mask_rule", "pro_rule"}) CHECK(a.find("evaluation")->find(field)->string().has_value());
+  CHECK(a.find("training")->is_null());  // patchcore is not trained in epochs
   const JsonValue* time = a.find("time");
   CHECK(norma::test::keys(*time) == std::vector<std::string>{"fit_s", "per_image_ms", "stages_ms"});
   CHECK(is_number(time->find("fit_s")));
@@ -649,6 +657,227 @@ TEST_CASE("an interrupt is 130 and leaves no half-written file") {
   const std::string lines = norma::test::file_text(w.path("interrupted/lines.jsonl"));
   CHECK((lines.empty() || lines.back() == '\n'));
   for (const std::string& line : norma::test::lines(lines)) CHECK(norma::test::parse_json(line).find("pred_score") != nullptr);
+}
+
+namespace {
+
+// FastFlow with little to learn: two layers, one block each.
+Words flow_words(const std::string& command, const Words& more) {
+  Words words{command,
+              "--method",
+              "fastflow",
+              "--backbone",
+              "squeezenet1_1",
+              "--weights",
+              "weights.safetensors",
+              "--data",
+              "set",
+              "--category",
+              "bolt",
+              "--size",
+              "64",
+              "--layers",
+              "features.4,features.7",
+              "--flow-steps",
+              "1",
+              "--hidden-ratio",
+              "0.05",
+              "--epochs",
+              "60",
+              "--batch",
+              "3",
+              "--holdout",
+              "0.25"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+int lines_with(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (const std::string& line : norma::test::lines(text)) count += contains(line, part) ? 1 : 0;
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("a method that is trained: record, curve, a line for the training, and the same file however often it was stopped") {
+  NEEDS_PROGRAM();
+  const World& w = world();
+  const Run straight = w.norma.run(flow_words("fit", {"--output", "flow.norma", "--curve", "flow.csv", "--json", "flow.json"}));
+  INFO(straight.err);
+  REQUIRE(straight.code == 0);
+  CHECK(straight.out.starts_with("flow.norma: fastflow on squeezenet1_1, 8 images"));
+  CHECK_FALSE(fs::exists(w.path("flow.norma.checkpoint")));
+  // In a pipe one line tells the whole training.
+  CHECK(lines_with(straight.err, "training") == 1);
+  CHECK(contains(straight.err, "training: 60 epochs, loss "));
+  CHECK(lines_with(straight.err, "features: 8") == 1);
+  const std::string expected = norma::test::file_text(w.path("flow.norma"));
+  const JsonValue json = norma::test::parse_json(norma::test::file_text(w.path("flow.json")));
+  const JsonValue* training = json.find("training");
+  REQUIRE(training != nullptr);
+  CHECK(norma::test::keys(*training) == Words{"epochs", "best_epoch", "loss", "held_out"});
+  CHECK(training->find("epochs")->integer() == 60);
+  CHECK(training->find("best_epoch")->integer().value_or(0) >= 1);
+  REQUIRE(training->find("loss")->items().size() == 60);
+  REQUIRE(training->find("held_out")->items().size() == 60);
+  CHECK(*training->find("loss")->items()[59].number() < *training->find("loss")->items()[0].number());
+  const auto curve = norma::test::lines(norma::test::file_text(w.path("flow.csv")));
+  REQUIRE(curve.size() == 61);
+  CHECK(curve[0] == "epoch,loss,held_out");
+  CHECK(curve[1].starts_with("1,"));
+  CHECK(std::stod(curve[60].substr(3)) == doctest::Approx(*training->find("loss")->items()[59].number()).epsilon(1e-6));
+  CHECK(std::stod(curve[60].substr(curve[60].rfind(',') + 1)) == doctest::Approx(*training->find("held_out")->items()[59].number()).epsilon(1e-6));
+  const Run info = w.norma.run({"info", "flow.norma"});
+  CHECK(lines_with(info.out, "  trained 60 epochs, loss ") == 1);
+  CHECK(w.norma.run({"selftest", "--model", "flow.norma"}).code == 0);
+  CHECK(norma::test::parse_json(w.norma.run({"info", "flow.norma", "--json", "-"}).out).find("training")->find("epochs")->integer() == 60);
+  CHECK(norma::test::parse_json(w.norma.run({"info", "padim.norma", "--json", "-"}).out).find("training")->is_null());
+
+  // Ctrl-C says what is kept; the same command goes on from it. A process that is killed leaves its last checkpoint.
+  for (const int signal : {SIGINT, SIGKILL}) {
+    CAPTURE(signal);
+    const Words words = flow_words("fit", {"--output", "stopped.norma", "--checkpoint-seconds", "0.02", "--cache-mb", "0"});
+    fs::remove(w.path("stopped.norma"));
+    const Run stopped = w.norma.stop_when(words, "stopped.norma.checkpoint", signal);
+    CAPTURE(stopped.err);
+    CHECK(stopped.code == (signal == SIGINT ? 130 : 128 + SIGKILL));
+    CHECK(stopped.out.empty());
+    if (signal == SIGINT) {
+      CHECK(contains(stopped.err, "norma: nn::train: stopped on request in epoch "));
+      CHECK(contains(stopped.err, "'stopped.norma.checkpoint' keeps what was trained, the same command goes on from it"));
+    }
+    CHECK_FALSE(fs::exists(w.path("stopped.norma")));
+    CHECK(fs::exists(w.path("stopped.norma.checkpoint")));
+    const Run again = w.norma.run(words);
+    CAPTURE(again.err);
+    CHECK(again.code == 0);
+    CHECK(contains(again.err, "going on from 'stopped.norma.checkpoint', "));
+    CHECK(norma::test::file_text(w.path("stopped.norma")) == expected);
+    CHECK_FALSE(fs::exists(w.path("stopped.norma.checkpoint")));
+  }
+}
+
+TEST_CASE("a checkpoint of another run is refused by name, --restart begins anew, and no other file is taken for one") {
+  NEEDS_PROGRAM();
+  const World& w = world();
+  const Words words = flow_words("fit", {"--output", "other.norma", "--checkpoint", "run.state"});
+  Words others = words;
+  others.insert(others.end(), {"--seed", "1", "--checkpoint-seconds", "0.02"});
+  CHECK(w.norma.stop_when(others, "run.state", SIGINT).code == 130);
+  const std::string state = norma::test::file_text(w.path("run.state"));
+  REQUIRE_FALSE(state.empty());
+  const Run refused = w.norma.run(words);
+  CAPTURE(refused.err);
+  CHECK(refused.code == 3);
+  CHECK(refused.out.empty());
+  for (const char* part : {"'run.state'", "delete it", "--restart"}) CHECK_MESSAGE(contains(refused.err, part), part);
+  CHECK_FALSE(fs::exists(w.path("other.norma")));
+  CHECK(norma::test::file_text(w.path("run.state")) == state);
+  Words anew = words;
+  anew.emplace_back("--restart");
+  CHECK(w.norma.run(anew).code == 0);
+  CHECK_FALSE(fs::exists(w.path("run.state")));
+  REQUIRE_FALSE(norma::test::file_text(w.path("flow.norma")).empty());
+  CHECK(norma::test::file_text(w.path("other.norma")) == norma::test::file_text(w.path("flow.norma")));
+  fs::remove(w.path("other.norma"));
+  // A damaged checkpoint may be deleted for the user, his own files may not.
+  std::string damaged = state;
+  damaged[damaged.size() - 9] = static_cast<char>(damaged[damaged.size() - 9] ^ 4);
+  norma::test::write_file(w.path("run.state"), damaged);
+  check_refused(words, 3, {"run.state", "--restart"});
+  norma::test::write_file(w.path("run.state"), "my notes");
+  for (const Words& command : {words, anew}) check_refused(command, 3, {"run.state", "another --checkpoint"});
+  CHECK(norma::test::file_text(w.path("run.state")) == "my notes");
+  const auto with = [&](const std::string& name, const std::string& value) {
+    Words changed = flow_words("fit", {"--output", "other.norma", "--restart"});
+    changed.insert(changed.end(), {name, value});
+    return changed;
+  };
+  check_refused(with("--checkpoint", "padim.norma"), 3, {"padim.norma", "another --checkpoint"});
+  check_refused(with("--checkpoint", "weights.safetensors"), 2, {"overwritten"});
+  check_refused(with("--checkpoint", "./other.norma"), 2, {"other.norma"});
+  check_refused(with("--curve", "./other.norma"), 2, {"other.norma"});
+  check_refused(with("--checkpoint", "missing/run"), 3, {"missing"});
+  check_refused(with("--curve", "missing/curve.csv"), 3, {"missing"});
+  CHECK(fs::exists(w.path("padim.norma")));
+  CHECK_FALSE(fs::exists(w.path("other.norma")));
+}
+
+TEST_CASE("options of a training: values that cannot be, and methods that have none") {
+  NEEDS_PROGRAM();
+  const std::vector<std::pair<Words, std::vector<std::string>>> wrong = {
+      {{"--epochs", "0"}, {"epochs", "0"}},
+      {{"--epochs", "many"}, {"epochs", "many"}},
+      {{"--batch", "0"}, {"batch"}},
+      {{"--learning-rate", "-1"}, {"learning_rate"}},
+      {{"--learning-rate", "nan"}, {"learning_rate"}},
+      {{"--holdout", "0.9"}, {"holdout"}},
+      {{"--holdout", "0", "--patience", "3"}, {"patience"}},
+      {{"--flow-steps", "-1"}, {"flow_steps"}},
+      {{"--normalisation", "some"}, {"normalisation", "some"}},
+      {{"--cache-mb", "-1"}, {"--cache-mb", "-1"}},
+      {{"--cache-mb", "much"}, {"--cache-mb", "much"}},
+      {{"--checkpoint-seconds", "0"}, {"--checkpoint-seconds"}},
+      {{"--checkpoint-seconds", "nan"}, {"--checkpoint-seconds"}},
+      {{"--curve", "-"}, {"'-'"}},
+      {{"--epoch", "3"}, {"did you mean --epochs?"}},
+  };
+  for (const auto& [words, parts] : wrong) {
+    Words all{"--output", "refused.norma"};
+    all.insert(all.end(), words.begin(), words.end());
+    check_refused(flow_words("fit", all), 2, parts);
+  }
+  for (const Words& words :
+       {Words{"--checkpoint", "x"}, Words{"--restart"}, Words{"--curve", "x.csv"}, Words{"--cache-mb", "5"}, Words{"--checkpoint-seconds", "5"}}) {
+    Words all{"--weights", "weights.safetensors", "--data", "set", "--category", "bolt", "--size", "64"};
+    all.insert(all.end(), words.begin(), words.end());
+    check_refused(padim_words(all), 2, {"padim", words[0]});
+  }
+  check_refused({"eval", "--model", "padim.norma", "--data", "set", "--category", "bolt", "--checkpoint", "x"}, 2, {"--checkpoint", "--model"});
+  check_refused({"eval", "--model", "padim.norma", "--data", "set", "--category", "bolt", "--curve", "x"}, 2, {"--curve", "padim"});
+  CHECK_FALSE(fs::exists(world().path("refused.norma")));
+}
+
+TEST_CASE("eval of a trained method: no checkpoint without --output, unless it is asked for; the record comes out of a model, too") {
+  NEEDS_PROGRAM();
+  const World& w = world();
+  REQUIRE(fs::exists(w.path("flow.norma")));
+  const auto files = [&] {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(w.folder.path())) names.push_back(entry.path().filename().string());
+    std::sort(names.begin(), names.end());
+    return names;
+  };
+  const auto before = files();
+  const Run eval = w.norma.run(flow_words("eval", {"--json", "-", "--quiet"}));
+  INFO(eval.err);
+  REQUIRE(eval.code == 0);
+  CHECK(eval.err.empty());
+  CHECK(files() == before);
+  const JsonValue fitted = norma::test::parse_json(eval.out);
+  CHECK(fitted.find("training")->find("epochs")->integer() == 60);
+  const Run opened = w.norma.run({"eval", "--model", "flow.norma", "--data", "set", "--category", "bolt", "--json", "opened.json", "--curve",
+                                  "opened.csv", "--report", "flow.html"});
+  CHECK(opened.code == 0);
+  CHECK(norma::test::file_text(w.path("opened.csv")) == norma::test::file_text(w.path("flow.csv")));
+  CHECK(contains(norma::test::file_text(w.path("flow.html")), "60 epochs, loss "));
+  const JsonValue json = norma::test::parse_json(norma::test::file_text(w.path("opened.json")));
+  CHECK(json.find("image_AUROC")->number() == fitted.find("image_AUROC")->number());
+  CHECK(json.find("pixel_AUPRO")->number() == fitted.find("pixel_AUPRO")->number());
+  CHECK(json.find("training")->find("best_epoch")->integer() == fitted.find("training")->find("best_epoch")->integer());
+  // Stopped without a place to keep it in; then with one.
+  const Run lost = w.norma.interrupt(flow_words("eval", {"--epochs", "100000"}), std::chrono::milliseconds(500));
+  CHECK(lost.code == 130);
+  CHECK(contains(lost.err, "nothing is kept (--checkpoint FILE"));
+  const Words kept = flow_words("eval", {"--checkpoint", "eval.state", "--checkpoint-seconds", "0.02", "--json", "resumed.json"});
+  CHECK(w.norma.stop_when(kept, "eval.state", SIGINT).code == 130);
+  CHECK(fs::exists(w.path("eval.state")));
+  const Run resumed = w.norma.run(kept);
+  CHECK(resumed.code == 0);
+  CHECK(contains(resumed.err, "going on from 'eval.state'"));
+  CHECK_FALSE(fs::exists(w.path("eval.state")));
+  CHECK(norma::test::parse_json(norma::test::file_text(w.path("resumed.json"))).find("pixel_AUPRO")->number() ==
+        fitted.find("pixel_AUPRO")->number());
 }
 
 TEST_CASE("a full standard output is reported") {

@@ -14,6 +14,10 @@
 
 #include <norma/backbones/any_network.hpp>
 #include <norma/core/thread_pool.hpp>
+#include <norma/methods/cflow.hpp>
+#include <norma/methods/csflow.hpp>
+#include <norma/methods/differnet.hpp>
+#include <norma/methods/fastflow.hpp>
 #include <norma/methods/padim.hpp>
 #include <norma/methods/patchcore.hpp>
 #include <norma/methods/spade.hpp>
@@ -29,8 +33,9 @@ class BasicAnyDetector {
  public:
   using Execution = Cpu<>;
   using Workspace = norma::Workspace<Execution>;
-  using Any = std::variant<PaDiM<AnyNetwork>, PatchCore<AnyNetwork>, SPADE<AnyNetwork>>;
-  static constexpr std::array<std::string_view, std::variant_size_v<Any>> kMethods{"padim", "patchcore", "spade"};
+  using Any = std::variant<PaDiM<AnyNetwork>, PatchCore<AnyNetwork>, SPADE<AnyNetwork>, FastFlow<AnyNetwork>, CFlow<AnyNetwork>, CSFlow<AnyNetwork>,
+                           DifferNet<AnyNetwork>>;
+  static constexpr std::array<std::string_view, std::variant_size_v<Any>> kMethods{"padim", "patchcore", "spade", "fastflow", "cflow", "csflow", "differnet"};
 
   /// An empty detector. `settings` override the method's defaults in order. Errors: not_found (method, backbone, layer or setting,
   /// with what there is), invalid_argument (a value that cannot be), and what the weight file lacks.
@@ -95,8 +100,8 @@ class BasicAnyDetector {
   }
 
   // The detector's own calls; detector.hpp says what they do.
-  [[nodiscard]] double fit_bytes(std::int64_t images) const {
-    return visit([&](const auto& detector) { return detector.fit_bytes(detector.settings(), images); });
+  [[nodiscard]] double fit_bytes(std::int64_t images, std::uint64_t cache_bytes = FitOptions{}.cache_bytes) const {
+    return visit([&](const auto& detector) { return detector.fit_bytes(detector.settings(), images, cache_bytes); });
   }
   template <class SourceT>
   Status fit(const SourceT& source, const FitOptions& options = {}) {
@@ -130,6 +135,12 @@ class BasicAnyDetector {
   }
   [[nodiscard]] std::pair<float, float> map_range() const {
     return visit([](const auto& detector) { return detector.map_range(); });
+  }
+  [[nodiscard]] bool localizes() const {
+    return visit([](const auto& detector) { return detector.localizes(); });
+  }
+  [[nodiscard]] const TrainingRecord* training() const {
+    return visit([](const auto& detector) { return detector.training(); });
   }
   [[nodiscard]] const Provenance& provenance() const {
     return visit([](const auto& detector) -> const Provenance& { return detector.provenance(); });
