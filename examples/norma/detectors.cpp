@@ -81,6 +81,23 @@ Recipe take_recipe(Arguments& arguments) {
   return recipe;
 }
 
+namespace {
+
+// What a method takes from a weight file that lacks the last layers, best first. Empty where no default is that deep.
+std::vector<std::string> shallower_layers(const std::string& method, const TapChoice& taps) {
+  std::string levels;
+  for (const auto level : taps.three_levels) levels += (levels.empty() ? "" : ",") + std::string(level);
+  if (method == "cflow") return {levels};
+  std::vector<std::string> choices;
+  for (std::size_t i = 1; i < taps.pooled.size(); ++i) {
+    if (method == "spade") choices.push_back(levels + "," + std::string(taps.pooled[i]));
+    if (method == "differnet") choices.emplace_back(taps.pooled[i]);
+  }
+  return choices;
+}
+
+}  // namespace
+
 AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
   if (recipe.weights_path.empty()) recipe.weights_path = find_weights(recipe.backbone);
   auto opened = io::Weights::open(recipe.weights_path);
@@ -90,19 +107,16 @@ AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
   const io::Weights weights = require_file(std::move(opened));
   auto detector = create(recipe.method, recipe.backbone, weights, recipe.settings);
   const bool layers_chosen = std::any_of(recipe.settings.begin(), recipe.settings.end(), [](const auto& s) { return s.first == "layers"; });
-  if (!detector.ok() && detector.code() == Errc::not_found && recipe.method == "spade" && !layers_chosen) {
-    const TapChoice taps = require(AnyNetwork::find(recipe.backbone)).taps();
-    for (std::size_t i = 1; i < taps.pooled.size() && !detector.ok(); ++i) {
-      std::string layers;
-      for (const auto level : taps.three_levels) layers += std::string(level) + ",";
+  if (!detector.ok() && detector.code() == Errc::not_found && !layers_chosen) {
+    for (const std::string& layers : shallower_layers(recipe.method, require(AnyNetwork::find(recipe.backbone)).taps())) {
       auto settings = recipe.settings;
-      settings.emplace_back("layers", layers + std::string(taps.pooled[i]));
+      settings.emplace_back("layers", layers);
       auto shallower = create(recipe.method, recipe.backbone, weights, settings);
       if (!shallower.ok()) continue;
-      terminal.warn("note: " + recipe.weights_path + " ends before '" + std::string(taps.pooled[0]) + "'; the image vector is the average of '" +
-                    std::string(taps.pooled[i]) + "' instead");
+      terminal.warn("note: " + recipe.weights_path + " ends before the deepest layer that " + recipe.method + " takes; its layers are '" + layers + "' instead");
       recipe.settings = settings;
       detector = std::move(shallower);
+      break;
     }
   }
   // A missing tensor is the file's fault; a missing layer, or a size that the network cannot have, the user's.

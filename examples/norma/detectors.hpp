@@ -52,7 +52,7 @@ struct Recipe {
 Recipe take_recipe(Arguments& arguments);
 /// BACKBONE.safetensors where weights usually lie.
 std::string find_weights(const std::string& backbone);
-/// Opens the weights and makes an empty detector. SPADE falls back to the deepest layer that the file holds, and says so.
+/// Opens the weights and makes an empty detector. Where the file lacks the last layers, methods that take them by default fall back to shallower ones, and say so.
 norma::AnyDetector make_detector(Recipe& recipe, Terminal& terminal);
 
 /// "padim, patchcore, ...".
