@@ -113,7 +113,8 @@ AnyDetector make_detector(Recipe& recipe, Terminal& terminal) {
       settings.emplace_back("layers", layers);
       auto shallower = create(recipe.method, recipe.backbone, weights, settings);
       if (!shallower.ok()) continue;
-      terminal.warn("note: " + recipe.weights_path + " ends before the deepest layer that " + recipe.method + " takes; its layers are '" + layers + "' instead");
+      terminal.warn("note: " + recipe.weights_path + " ends before the deepest layer that " + recipe.method + " takes; its layers are '" +
+                    layers + "' instead");
       recipe.settings = settings;
       detector = std::move(shallower);
       break;

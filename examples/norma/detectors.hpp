@@ -18,9 +18,11 @@ extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::L
                                       norma::NearestDistance<norma::Reweighted>, norma::Cpu<>>;
 extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Pyramid>, norma::ImageGallery<norma::ExactSearch>, norma::GalleryDistance, norma::Cpu<>>;
 extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::Levels>, norma::FeatureFlow<>, norma::FlowLikelihood, norma::Cpu<>>;
-extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::DeepLevels>, norma::ConditionalFlow<>, norma::FiberLikelihood, norma::Cpu<>>;
+extern template class norma::Detector<norma::Patches<norma::AnyNetwork, norma::DeepLevels>, norma::ConditionalFlow<>,
+                                      norma::FiberLikelihood, norma::Cpu<>>;
 extern template class norma::Detector<norma::ImageScales<norma::AnyNetwork, norma::ScaleMaps>, norma::ScaleFlow, norma::LatentSquare, norma::Cpu<>>;
-extern template class norma::Detector<norma::ImageScales<norma::AnyNetwork, norma::PooledScales>, norma::VectorFlow<>, norma::MeanSquaredLatent, norma::Cpu<>>;
+extern template class norma::Detector<norma::ImageScales<norma::AnyNetwork, norma::PooledScales>, norma::VectorFlow<>,
+                                      norma::MeanSquaredLatent, norma::Cpu<>>;
 
 namespace program {
 
@@ -52,7 +54,8 @@ struct Recipe {
 Recipe take_recipe(Arguments& arguments);
 /// BACKBONE.safetensors where weights usually lie.
 std::string find_weights(const std::string& backbone);
-/// Opens the weights and makes an empty detector. Where the file lacks the last layers, methods that take them by default fall back to shallower ones, and say so.
+/// Opens the weights and makes an empty detector. Where the file lacks the last layers, methods that take them by default fall back to
+/// shallower ones, and say so.
 norma::AnyDetector make_detector(Recipe& recipe, Terminal& terminal);
 
 /// "padim, patchcore, ...".

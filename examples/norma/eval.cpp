@@ -156,7 +156,9 @@ int run_eval(Arguments arguments) {
   auto evaluated = evaluate(detector, set, options);
   if (evaluated.code() == Errc::cancelled && !model) {
     const bool trained = detector.training() != nullptr;
-    throw Failure{kInterrupted, evaluated.message() + (output ? "; '" + *output + "' holds the fitted model" : trained ? what_is_kept(training) : "")};
+    throw Failure{kInterrupted, evaluated.message() + (output    ? "; '" + *output + "' holds the fitted model"
+                                                       : trained ? what_is_kept(training)
+                                                                 : "")};
   }
   const evaluation::Report report = require(std::move(evaluated));
   for (const std::string& warning : report.warnings) terminal.note("note: " + warning);

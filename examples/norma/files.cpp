@@ -262,12 +262,19 @@ int run_list(Arguments arguments) {
   char line[256];
   if (what == "all" || what == "methods") {
     json.key("methods").begin_array();
+    require_usage(AnyNetwork::find(backbone));
     text += "method      workspace on " + backbone + "\n";
     for (const std::string_view name : AnyDetector::kMethods) {
-      const auto bytes = require_usage(AnyDetector::workspace_bytes(name, backbone));
-      json.begin_object().member("name", name).member("backbone", backbone).member("workspace_bytes", static_cast<std::int64_t>(bytes)).end_object();
-      std::snprintf(line, sizeof line, "%-11s %9.2f MB\n", std::string(name).c_str(), static_cast<double>(bytes) / 1e6);
-      text += line;
+      // With the method's defaults a backbone may not fit: CS-Flow's maps must halve with the picture.
+      const auto bytes = AnyDetector::workspace_bytes(name, backbone);
+      json.begin_object().member("name", name).member("backbone", backbone);
+      json.member("workspace_bytes", bytes.ok() ? std::optional(static_cast<std::int64_t>(*bytes)) : std::nullopt).end_object();
+      if (bytes.ok()) {
+        std::snprintf(line, sizeof line, "%-11s %9.2f MB\n", std::string(name).c_str(), static_cast<double>(*bytes) / 1e6);
+        text += line;
+      } else {
+        text += std::string(name) + std::string(12 - std::min<std::size_t>(name.size(), 11), ' ') + "does not fit: " + bytes.message() + "\n";
+      }
     }
     json.end_array();
   }

@@ -25,6 +25,7 @@
 #include <norma/image/resample.hpp>
 #include <norma/io/safetensors.hpp>
 #include <norma/io/settings_json.hpp>
+#include <norma/io/sha256.hpp>
 #include <norma/metrics/calibration.hpp>
 #include <norma/version.hpp>
 
@@ -59,8 +60,10 @@ struct FitOptions {
   Observer observer{};                           ///< progress and cancel
   std::vector<SkippedImage>* skipped = nullptr;  ///< where given, broken images are listed here and left out; else the first one fails the fit
   // Of estimators that are trained in epochs; the others do not look at them.
-  std::string checkpoint{};                          ///< file that an interrupted training leaves and goes on from; empty: none
-  double checkpoint_seconds = 60.0;                  ///< time between checkpoints
+  /// File that keeps the state of a training, and that the same fit goes on from; empty: none. A training that came to its end leaves it too (the
+  /// same fit would then be done at once): delete it when the model is safe.
+  std::string checkpoint{};
+  double checkpoint_seconds = 60.0;  ///< least time between checkpoints; 0 or less: only when stopped and at the end
   std::uint64_t cache_bytes = std::uint64_t{4} << 30;  ///< most memory for features (or turned images' originals) that are kept between epochs
 };
 
@@ -160,7 +163,7 @@ class Detector {
     if constexpr (HasTrain<Estimator>) {  // and what is kept between epochs
       const double image = detail::wants_views<Estimator>(settings.estimator)
                                ? 3.0 * static_cast<double>(Backbone::input_shape(settings.backbone).positions())
-                               : 4.0 * static_cast<double>(Backbone::shapes(settings.backbone).numbers());
+                               : 4.0 * static_cast<double>(detail::training_shapes<Backbone>(settings.backbone).numbers());
       bytes += std::min(static_cast<double>(images) * image, static_cast<double>(cache_bytes));
     }
     return bytes;
@@ -534,11 +537,13 @@ class Detector {
 
   template <class SourceT>
   Status train(const SourceT& source, const FitOptions& options) {
+    NORMA_CHECK(source.status());
+    if (source.size() < 1) return {Errc::not_enough_data, "Detector::fit: the source holds no images, expected at least 1"};
     auto threads = start_threads(options.threads);
     const Parallel parallel = threads.parallel();
     TrainingSet<Backbone, SourceT> images(*backbone_, source, detail::wants_views<Estimator>(settings_.estimator), options.cache_bytes, parallel);
-    std::vector<std::uint64_t> pixels(static_cast<std::size_t>(std::max<std::int64_t>(source.size(), 0)));
-    std::string seen;  // two folders may hold the same names
+    std::vector<std::uint64_t> pixels(static_cast<std::size_t>(source.size()));
+    io::Sha256 seen;  // names and pixels: two folders may hold the same names
     NORMA_CHECK(for_each_image(
         source, options, parallel,
         [&](const Image& frame, std::int64_t i, std::int64_t lane) {
@@ -549,12 +554,13 @@ class Detector {
         },
         [&](std::int64_t i, std::int64_t) {
           images.keep(i);
-          seen += " " + base_name(source.name(i)) + " " + std::to_string(pixels[static_cast<std::size_t>(i)]);
+          const std::string one = base_name(source.name(i)) + '\n' + std::to_string(pixels[static_cast<std::size_t>(i)]) + '\n';
+          seen.update(std::as_bytes(std::span(one)));
           return Status();
         }));
     TrainingContext context{parallel, options.observer, options.seed, options.checkpoint, {}, options.checkpoint_seconds};
-    context.identity =
-        type_name(settings_) + " " + settings_text() + " weights " + (weights_ ? weights_->digest() : std::string()) + " images" + seen;
+    context.identity = std::string(kVersion) + " " + type_name(settings_) + " " + settings_text() + " weights " +
+                       (weights_ ? weights_->digest() : std::string()) + " images " + seen.hex();
     NORMA_CHECK(estimator_.train(images, context));
     return complete(options);
   }

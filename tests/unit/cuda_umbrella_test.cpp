@@ -31,7 +31,9 @@ std::set<std::string> included(const fs::path& header) {
 
 TEST_CASE("the umbrella of the device includes every header, and nothing else") {
   std::set<std::string> want;
-  for (const auto& entry : fs::directory_iterator(kInclude / "norma/cuda")) want.insert("norma/cuda/" + entry.path().filename().string());
+  for (const auto& entry : fs::directory_iterator(kInclude / "norma/cuda")) {  // detail/ is the headers' own
+    if (entry.is_regular_file()) want.insert("norma/cuda/" + entry.path().filename().string());
+  }
   CHECK(want.size() > 1);
   CHECK(included(kInclude / "norma/cuda.hpp") == want);
 }

@@ -330,6 +330,20 @@ TEST_CASE_TEMPLATE("a training that was stopped at any moment, once or twice, go
   CHECK(bytes_of(detector) == expected);
 }
 
+TEST_CASE("file names in any bytes: a checkpoint is written and gone on from all the same") {
+  struct OddNames : TinySource {
+    [[nodiscard]] std::string name(std::int64_t i) const { return "\xE9" + std::to_string(i) + "\n.png"; }
+  };
+  const TemporaryFolder folder;
+  const std::string checkpoint = (folder.path() / "run.checkpoint").string();
+  Toy detector = empty<Toy>();
+  const Status status = detector.fit(OddNames{}, {.threads = 1, .checkpoint = checkpoint});
+  REQUIRE_MESSAGE(status.ok(), status.message());
+  REQUIRE(fs::exists(checkpoint));
+  REQUIRE(detector.fit(OddNames{}, {.threads = 1, .checkpoint = checkpoint}).ok());
+  CHECK(detector.fit(TinySource{}, {.threads = 1, .checkpoint = checkpoint}).code() == Errc::wrong_type);
+}
+
 TEST_CASE_TEMPLATE("a training that was killed goes on from its last checkpoint", D, Toy, Flow) {
   const TemporaryFolder folder;
   const std::string checkpoint = (folder.path() / "run.checkpoint").string(), earlier = (folder.path() / "earlier").string();

@@ -500,7 +500,13 @@ TEST_CASE("ConditionalFlow: files with missing, misshapen or impossible tensors 
   other = settings;
   other.flow_mixing = FiberMixing::permutation;
   refused(file, "estimator.level0.0.permutation", Errc::not_found, other);
+  const auto stretched = [](std::vector<std::int64_t>&, std::vector<std::byte>& bytes) {
+    const float bad = 3.0f;
+    std::memcpy(bytes.data(), &bad, sizeof bad);
+  };
+  refused(altered(file, "estimator.level0.0.rotation", stretched), "estimator.level0.0.rotation", Errc::corrupt, settings);
   // Shapes that only a hostile file asks for: found out before memory is asked for.
+  CHECK(ConditionalFlow<>::load(file, shapes_of({{8192, 8192, 8}, {2, 2, 9}}), settings, {}).code() == Errc::shape_mismatch);
   const auto huge = ConditionalFlow<>::load(file, shapes_of({{4, 3, 1 << 18}, {2, 2, 9}}), settings, {});
   CHECK(huge.code() == Errc::shape_mismatch);
 }

@@ -263,6 +263,29 @@ TEST_CASE("validation: the best epoch, patience, only every so many epochs") {
   CHECK(validated == 5);
 }
 
+TEST_CASE("checkpoints that cannot be written: the first one ends the run, later ones and the last one do not") {
+  int written = 0;
+  TrainingHooks hooks;
+  hooks.batch = [](const TrainingBatch&) -> Result<double> { return 0.5; };
+  const auto failing = [&](int works) {
+    written = 0;
+    hooks.checkpoint = [&written, works](const TrainingProgress&) -> Status {
+      return ++written > works ? Status(Errc::io_error, "no space") : Status();
+    };
+    TrainingProgress progress;
+    return train({.epochs = 4, .checkpoint_every = 1}, 8, progress, hooks).status();
+  };
+  CHECK(failing(0).message() == "no space");
+  CHECK(written == 1);
+  CHECK(failing(1).ok());
+  CHECK(written == 4);
+  // Only at the end: what was trained is complete.
+  hooks.checkpoint = [](const TrainingProgress&) -> Status { return {Errc::io_error, "no space"}; };
+  TrainingProgress progress;
+  CHECK(train({.epochs = 2}, 8, progress, hooks).ok());
+  CHECK(progress.epoch == 2);
+}
+
 TEST_CASE("a run that cannot go on says why") {
   TrainingHooks hooks;
   hooks.batch = [](const TrainingBatch& b) -> Result<double> { return b.batch == 1 ? std::numeric_limits<double>::quiet_NaN() : 0.5; };

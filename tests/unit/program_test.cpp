@@ -127,6 +127,11 @@ TEST_CASE("help, version and lists go to standard output") {
   for (const JsonValue& backbone : json.find("backbones")->items()) {
     for (const char* field : {"parameters", "workspace_bytes", "multiply_adds"}) CHECK(is_number(backbone.find(field)));
   }
+  // A backbone that does not fit every method's defaults is listed all the same.
+  const Run narrow = norma.run({"list", "methods", "--backbone", "alexnet"});
+  CHECK(narrow.code == 0);
+  CHECK(contains(narrow.out, "csflow      does not fit: "));
+  CHECK(contains(narrow.out, "differnet"));
   const Run settings = norma.run({"list", "settings", "--method", "patchcore"});
   CHECK(settings.code == 0);
   for (const char* option : {"--coreset-ratio", "--num-neighbours", "--layers", "--feature-dims", "--sigma"}) CHECK(contains(settings.out, option));

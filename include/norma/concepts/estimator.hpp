@@ -20,9 +20,9 @@
 ///
 /// | part | meaning |
 /// | --- | --- |
-/// | `Status train(const TrainingImages&, const TrainingContext&)` | from first weights to what is scored against; estimators/trainer.hpp does the epochs |
+/// | `Status train(const TrainingImages&, const TrainingContext&)` | from first weights to what is scored against (estimators/trainer.hpp) |
 /// | `const TrainingRecord& record() const` | how the training went |
-/// | `static constexpr bool wants_views(const Settings&)` | optional: whether `train` asks for turned images, so that features cannot be kept; default: no |
+/// | `static constexpr bool wants_views(const Settings&)` | optional: whether `train` asks for turned images; default: no |
 ///
 /// docs/policies/estimator.md has a ten-line example of each.
 #pragma once
@@ -110,7 +110,8 @@ concept HasRecord = requires(const E& estimator) {
 };
 
 template <class E>
-concept TrainingEstimator = HasPolicyName<E> && HasSettings<E> && HasCreateFromShapes<E> && HasTrain<E> && HasRecord<E> && HasSave<E> && HasLoadFromWeights<E>;
+concept TrainingEstimator =
+    HasPolicyName<E> && HasSettings<E> && HasCreateFromShapes<E> && HasTrain<E> && HasRecord<E> && HasSave<E> && HasLoadFromWeights<E>;
 
 namespace detail {
 template <class E>
@@ -125,7 +126,8 @@ consteval bool check_estimator() {
   if constexpr (HasTrain<E>) {
     static_assert(HasRecord<E>, "Estimator policy: add `const TrainingRecord& record() const`");
   } else {
-    static_assert(HasObserve<E>, "Estimator policy: add `Status observe(const Features&, std::int64_t image, Parallel)`, or `train` for one that is trained in epochs");
+    static_assert(HasObserve<E>,
+                  "Estimator policy: add `Status observe(const Features&, std::int64_t image, Parallel)`, or `train` for one that is trained in epochs");
     static_assert(HasMerge<E>, "Estimator policy: add `Status merge(Self&&)`");
     static_assert(HasFinish<E>, "Estimator policy: add `Status finish(const FitContext&)`");
   }

@@ -12,7 +12,8 @@
 ///
 /// Where the memory also depends on the estimator's settings, `scratch_bytes` takes them as fourth argument, before `workers`.
 /// A metric that scores an image as a whole and fills the map with that score says so with `static constexpr bool localizes(const Settings&)`,
-/// false; then no pixel figures are made of its maps. A metric says with `measure`'s constraint which estimators it fits. docs/policies/metric.md has a ten-line example.
+/// false; then no pixel figures are made of its maps. A metric says with `measure`'s constraint which estimators it fits.
+/// docs/policies/metric.md has a ten-line example.
 #pragma once
 
 #include <norma/concepts/estimator.hpp>
@@ -25,7 +26,8 @@ concept ScratchDependsOnEstimator =
       { M::template scratch_bytes<E>(shapes, map, settings, estimator, 1) } -> std::convertible_to<std::size_t>;
     };
 template <class M, class E>
-concept HasMetricScratchBytes = ScratchDependsOnEstimator<M, E> || requires(const FeatureShapes& shapes, Shape map, const typename M::Settings& settings) {
+concept HasMetricScratchBytes =
+    ScratchDependsOnEstimator<M, E> || requires(const FeatureShapes& shapes, Shape map, const typename M::Settings& settings) {
   { M::template scratch_bytes<E>(shapes, map, settings, 1) } -> std::convertible_to<std::size_t>;
 };
 template <class M, class E>

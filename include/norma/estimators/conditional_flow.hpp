@@ -108,7 +108,11 @@ class ConditionalFlow {
     NORMA_CHECK(settings.validate());
     if (shapes.count < 1) return Status(Errc::shape_mismatch, "ConditionalFlow: the backbone gives no features");
     for (int l = 0; l < shapes.count; ++l) {
-      if (shapes[l].positions() < 1) return Status(Errc::shape_mismatch, "ConditionalFlow: level " + std::to_string(l) + " has no positions");
+      // A position takes 512 bytes of code, and a model file names any size.
+      if (shapes[l].positions() < 1 || shapes[l].positions() > std::int64_t{1} << 18) {
+        return Status(Errc::shape_mismatch, "ConditionalFlow: expected 1 to 262144 positions, found " + std::to_string(shapes[l].positions()) +
+                                                " in level " + std::to_string(l));
+      }
       NORMA_CHECK(nn::check_shape("ConditionalFlow: level " + std::to_string(l), settings.block(shapes[l].channels)));
     }
     ConditionalFlow empty;
@@ -208,7 +212,7 @@ class ConditionalFlow {
     };
     NORMA_CHECK(trainer.run(batch, validate));
 
-    for (auto& model : fresh.models_) NORMA_CHECK(model.end_training());
+    for (auto& model : fresh.models_) NORMA_CHECK(model.end_training(context.parallel));
     fresh.record_ = trainer.record();
     fresh.maxima_.assign(static_cast<std::size_t>(shapes_.count), -std::numeric_limits<float>::infinity());
     std::vector<std::int64_t> all(static_cast<std::size_t>(images.size()));
@@ -216,7 +220,10 @@ class ConditionalFlow {
     Progress progress("likelihoods", images.size(), context.observer);
     NORMA_CHECK(fresh.for_each_level(images, all, gathered, work, context.parallel, [&](int l, std::span<const double> likelihoods) {
       float& best = fresh.maxima_[static_cast<std::size_t>(l)];
-      for (const double value : likelihoods) best = std::max(best, static_cast<float>(value));
+      for (const double value : likelihoods) {
+        if (std::isnan(value)) return Status(Errc::not_finite, "ConditionalFlow::train: the training diverged: a likelihood is not a number");
+        best = std::max(best, static_cast<float>(value));
+      }
       return l + 1 == shapes_.count ? progress.advance() : Status();
     }));
     for (const float value : fresh.maxima_) {
@@ -285,7 +292,7 @@ class ConditionalFlow {
     return save_record(record_, writer);
   }
 
-  static Result<ConditionalFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
+  static Result<ConditionalFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel parallel) {
     NORMA_TRY(ConditionalFlow loaded, create(shapes, settings));
     std::vector<float> maxima(static_cast<std::size_t>(shapes.count));
     NORMA_CHECK(weights.read("estimator.maxima", {shapes.count}, maxima));
@@ -293,7 +300,7 @@ class ConditionalFlow {
       return Status(Errc::not_finite, weights.name() + ": tensor 'estimator.maxima' holds a number that is not finite");
     }
     for (int l = 0; l < shapes.count; ++l) {
-      NORMA_TRY(auto model, FlowModel<FlowT>::load(weights, prefix(l), loaded.blocks(l), {1, 1, shapes[l].channels}));
+      NORMA_TRY(auto model, FlowModel<FlowT>::load(weights, prefix(l), loaded.blocks(l), {1, 1, shapes[l].channels}, parallel));
       loaded.models_.push_back(std::move(model));
     }
     NORMA_TRY(loaded.record_, load_record(weights));

@@ -111,7 +111,8 @@ class ScaleFlow {
   /// Weights, gradients and moments, the weights in the order of the products (forwards and backwards), the buffers of a batch.
   static double fit_bytes(const FeatureShapes& shapes, std::int64_t images, const Settings& settings) noexcept {
     const auto batch = std::min(settings.training.batch, std::max<std::int64_t>(images, 1));
-    double floats = 4.0 * static_cast<double>(parameter_count(shapes, settings)) + 3.0 * static_cast<double>(batch * nn::scale_dims(shapes[0]));
+    double floats = (settings.training.holdout > 0.0 ? 5.0 : 4.0) * static_cast<double>(parameter_count(shapes, settings)) +
+                    3.0 * static_cast<double>(batch * nn::scale_dims(shapes[0]));
     std::vector<nn::CrossScaleShape> blocks;
     for (std::int64_t b = 0; b < settings.flow_steps; ++b) {
       blocks.push_back(block(shapes, b, settings));

@@ -99,7 +99,8 @@ class FeatureFlow {
       visitor("flow_steps", self.flow_steps, "blocks of each flow; 0: 8 where there are several levels, 20 for one");
       visitor("flow_block", self.flow_block, "all_in_one (public codes) or glow (two couplings a step, as the paper describes)");
       visitor("flow_kernels", self.flow_kernels, "sides of the subnets' convolutions: three, alternating (3, 1, 3, ...) or automatic");
-      visitor("hidden_ratio", self.hidden_ratio, "hidden channels of a subnet as a share of its input's; 0: 1 where there are several levels, 0.16 for one");
+      visitor("hidden_ratio", self.hidden_ratio,
+              "hidden channels of a subnet as a share of its input's; 0: 1 where there are several levels, 0.16 for one");
       visitor("clamp", self.clamp, "largest logarithm of a coupling's scale");
       visitor("normalisation", self.normalisation, "of a level in front of its flow: none, plain, affine or automatic");
     }
@@ -108,8 +109,8 @@ class FeatureFlow {
 
   /// Block `step` of level l's flow.
   static constexpr nn::CouplingShape block(const FeatureShapes& shapes, int l, std::int64_t step, const Settings& settings) noexcept {
-    const bool alternating =
-        settings.flow_kernels == FlowKernels::alternating || (settings.flow_kernels == FlowKernels::automatic && shapes[shapes.count - 1].channels > 512);
+    const bool alternating = settings.flow_kernels == FlowKernels::alternating ||
+                             (settings.flow_kernels == FlowKernels::automatic && shapes[shapes.count - 1].channels > 512);
     const double ratio = settings.hidden_ratio > 0.0 ? settings.hidden_ratio : shapes.count > 1 ? 1.0 : 0.16;
     nn::CouplingShape shape = nn::fastflow_block(shapes[l].channels, alternating && step % 2 == 1 ? 1 : 3, ratio);
     if (settings.flow_block == FlowBlockKind::glow) shape.kind = nn::BlockKind::glow;
@@ -136,7 +137,8 @@ class FeatureFlow {
       return Status(Errc::invalid_argument, "FeatureFlow: " + std::string(what) + ", found " + found);
     };
     if (settings.flow_steps < 0 || settings.flow_steps > 1000) return refuse("flow_steps must be in 0..1000", std::to_string(settings.flow_steps));
-    if (!(settings.hidden_ratio >= 0.0 && settings.hidden_ratio <= 16.0)) return refuse("hidden_ratio must be in 0..16", std::to_string(settings.hidden_ratio));
+    if (!(settings.hidden_ratio >= 0.0 && settings.hidden_ratio <= 16.0))
+      return refuse("hidden_ratio must be in 0..16", std::to_string(settings.hidden_ratio));
     if (!(settings.clamp > 0.0 && settings.clamp <= 20.0)) return refuse("clamp must be in (0, 20]", std::to_string(settings.clamp));
     for (int l = 0; l < shapes.count; ++l) NORMA_CHECK(nn::check_shape("FeatureFlow: level " + std::to_string(l), block(shapes, l, 0, settings)));
     FeatureFlow estimator;
@@ -145,13 +147,25 @@ class FeatureFlow {
     return estimator;
   }
 
-  /// Weights, gradients, moments, packed weights and the buffers of a batch.
+  /// Weights, gradients, moments, the best epoch's, the weights in the order of both ways (3x3 ones transformed to 6x6), the buffers of a batch.
   static double fit_bytes(const FeatureShapes& shapes, std::int64_t images, const Settings& settings) noexcept {
-    const double weights = 4.0 * static_cast<double>(parameter_count(shapes, settings));
-    const double batch = static_cast<double>(std::min(settings.training.batch, std::max<std::int64_t>(images, 1)));
-    double largest = 0.0;
-    for (int l = 0; l < shapes.count; ++l) largest = std::max(largest, 4.0 * static_cast<double>(shapes[l].count()));
-    return 8.0 * weights + batch * (4.0 * static_cast<double>(shapes.numbers()) + 2.0 * largest);
+    const double copies = settings.training.holdout > 0.0 ? 5.0 : 4.0;
+    const bool affine = settings.normalisation == FlowNormalisation::affine;
+    double floats = 0.0, largest = 0.0;
+    std::size_t scratch = 0;
+    const std::int64_t batch = std::min(settings.training.batch, std::max<std::int64_t>(images, 1));
+    for (int l = 0; l < shapes.count; ++l) {
+      for (std::int64_t s = 0; s < steps(shapes, settings); ++s) {
+        const nn::CouplingShape shape = block(shapes, l, s, settings);
+        floats += static_cast<double>(nn::parameter_count(shape)) * (copies + (shape.kernels[0] == 3 ? 8.0 : 2.0));
+        scratch = std::max(scratch, nn::flow_scratch_bytes({&shape, 1}, shapes[l], nn::FlowPass::backward, batch, 1));
+      }
+      const auto numbers = static_cast<double>(shapes[l].count());
+      if (affine) floats += 2.0 * copies * numbers;
+      largest = std::max(largest, numbers);
+    }
+    floats += static_cast<double>(batch) * (static_cast<double>(shapes.numbers()) + (affine ? 3.0 : 2.0) * largest);
+    return 4.0 * floats + static_cast<double>(scratch);
   }
 
   Status train(const TrainingImages& images, const TrainingContext& context) {
@@ -166,7 +180,8 @@ class FeatureFlow {
     std::vector<Buffer<float>> x(static_cast<std::size_t>(levels));
     std::int64_t largest = 0;
     std::size_t scratch = 0;
-    const nn::AdamSettings optimiser{.learning_rate = static_cast<float>(s.training.learning_rate), .weight_decay = static_cast<float>(s.training.weight_decay)};
+    const nn::AdamSettings optimiser{.learning_rate = static_cast<float>(s.training.learning_rate),
+                                     .weight_decay = static_cast<float>(s.training.weight_decay)};
     for (int l = 0; l < levels; ++l) {
       Level& level = levels_[static_cast<std::size_t>(l)];
       const std::string own = "level" + std::to_string(l);
@@ -238,7 +253,7 @@ class FeatureFlow {
       return total / static_cast<double>(chosen.size());
     };
     NORMA_CHECK(trainer.run([&](const nn::TrainingBatch&, std::span<const std::int64_t> chosen) { return run(chosen, true); }, held_out));
-    for (Level& level : levels_) NORMA_CHECK(level.model.end_training());
+    for (Level& level : levels_) NORMA_CHECK(level.model.end_training(context.parallel));
     record_ = trainer.record();
     return {};
   }
@@ -256,6 +271,8 @@ class FeatureFlow {
     return most;
   }
   Status latent(int l, TensorView<const float> features, TensorView<float> z, float* logdet, Context& context) const {
+    if (levels_.empty()) return {Errc::not_fitted, "FeatureFlow::latent: train it or load a model first"};
+    NORMA_EXPECTS(l >= 0 && l < shapes_.count);
     const Level& level = levels_[static_cast<std::size_t>(l)];
     const std::int64_t size = shapes_[l].count();
     if (!(features.shape() == shapes_[l]) || !(z.shape() == shapes_[l])) {
@@ -264,8 +281,8 @@ class FeatureFlow {
     std::copy_n(features.data, size, z.data);
     normalise(z.data, size);
     if (!level.affine.empty()) scale(level.affine, z.data, z.data, size);
-    return level.model.flow().forward(TensorView<const float>(z.data, 1, shapes_[l]), {}, z, {logdet, logdet != nullptr ? std::size_t{1} : std::size_t{0}}, {},
-                                      context.parallel, context.arena);
+    return level.model.flow().forward(TensorView<const float>(z.data, 1, shapes_[l]), {}, z,
+                                      {logdet, logdet != nullptr ? std::size_t{1} : std::size_t{0}}, {}, context.parallel, context.arena);
   }
 
   Status save(io::TensorFileWriter& writer) const {
@@ -282,15 +299,21 @@ class FeatureFlow {
     return save_record(record_, writer);
   }
 
-  static Result<FeatureFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
+  static Result<FeatureFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel parallel) {
     NORMA_TRY(FeatureFlow loaded, create(shapes, settings));
     loaded.levels_.resize(static_cast<std::size_t>(shapes.count));
     for (int l = 0; l < shapes.count; ++l) {
       Level& level = loaded.levels_[static_cast<std::size_t>(l)];
-      NORMA_TRY(level.model, FlowModel<FlowT>::load(weights, prefix(l), loaded.blocks(l), shapes[l]));
+      NORMA_TRY(level.model, FlowModel<FlowT>::load(weights, prefix(l), loaded.blocks(l), shapes[l], parallel));
       if (loaded.normalisation() != FlowNormalisation::affine) continue;
       const Shape shape = shapes[l];
-      NORMA_CHECK(weights.get(prefix(l) + "norm.weight").status());
+      for (const char* part : {"norm.weight", "norm.bias"}) {  // before memory of that size is asked for
+        NORMA_TRY(const io::TensorInfo info, weights.get(prefix(l) + part));
+        const std::int64_t expected[] = {shape.height, shape.width, shape.channels};
+        if (std::equal(info.shape.begin(), info.shape.end(), std::begin(expected), std::end(expected))) continue;
+        return Status(Errc::shape_mismatch, weights.name() + ": tensor '" + prefix(l) + part + "' has shape " + io::detail::shape_text(info.shape) +
+                                                ", expected " + io::detail::shape_text(expected));
+      }
       Buffer<float> affine(2 * shape.count());
       const auto half = static_cast<std::size_t>(shape.count());
       NORMA_CHECK(weights.read(prefix(l) + "norm.weight", {shape.height, shape.width, shape.channels}, affine.span().first(half)));
@@ -338,7 +361,8 @@ class FeatureFlow {
     const float* bias = weight + size;
     for (std::int64_t i = 0; i < size; ++i) to[i] = from[i] * weight[i] + bias[i];
   }
-  static void affine_gradients(const float* normal, const float* dy, std::int64_t count, std::int64_t size, std::span<float> gradients, Parallel parallel) {
+  static void affine_gradients(const float* normal, const float* dy, std::int64_t count, std::int64_t size, std::span<float> gradients,
+                               Parallel parallel) {
     parallel.run_ranges(size, 4096, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t i = first; i < last; ++i) {
         float weight = 0.0f, bias = 0.0f;
@@ -357,5 +381,7 @@ class FeatureFlow {
   std::vector<Level> levels_;
   TrainingRecord record_;
 };
+
+static_assert(TrainingEstimator<FeatureFlow<>>);
 
 }  // namespace norma

@@ -95,10 +95,10 @@ class FlowModel {
     return flow_.prepare(parameters_.span(), parallel, arena);
   }
   /// Back to what scoring needs.
-  Status end_training() {
+  Status end_training(Parallel parallel = {}) {
     gradients_ = {};
     NORMA_CHECK(make(nn::FlowUse::inference));
-    NORMA_CHECK(prepare());
+    NORMA_CHECK(prepare(parallel));
     scratch_ = {};
     return {};
   }
@@ -139,9 +139,10 @@ class FlowModel {
 
   /// Ready to score with. Keeps the weights in the order of the products alone, and the file to read them from when they are saved. Errors
   /// name file and tensor: missing, of another shape, not finite; a permutation that is none.
-  static Result<FlowModel> load(const io::Weights& weights, std::string_view prefix, std::vector<nn::CouplingShape> blocks, Shape map) {
+  static Result<FlowModel> load(const io::Weights& weights, std::string_view prefix, std::vector<nn::CouplingShape> blocks, Shape map,
+                                Parallel parallel = {}) {
     NORMA_TRY(FlowModel model, read(weights, prefix, std::move(blocks), map));
-    NORMA_CHECK(model.end_training().with_context("'" + weights.name() + "'"));
+    NORMA_CHECK(model.end_training(parallel).with_context("'" + weights.name() + "'"));
     model.parameters_ = {};
     for (auto& rotation : model.rotations_) rotation = {};
     model.source_ = weights;
@@ -186,9 +187,21 @@ class FlowModel {
         auto& permutation = model.permutations_[b];
         permutation.resize(static_cast<std::size_t>(shape.channels));
         NORMA_CHECK(weights.read_raw(own + "permutation", io::DType::i64, {shape.channels}, std::as_writable_bytes(std::span(permutation))));
+        NORMA_CHECK(nn::pack_permutation(permutation).status().with_context(weights.name() + ": tensor '" + own + "permutation'"));
       } else {
         model.rotations_[b] = Buffer<float>(shape.channels * shape.channels);
         NORMA_CHECK(finite(own + "rotation", {shape.channels, shape.channels}, model.rotations_[b].span()));
+        for (std::int64_t r = 0; r < shape.channels; ++r) {
+          double length = 0.0;
+          for (std::int64_t c = 0; c < shape.channels; ++c) {
+            const auto value = static_cast<double>(model.rotations_[b][r * shape.channels + c]);
+            length += value * value;
+          }
+          if (std::abs(length - 1.0) > 1e-3) {
+            return Status(Errc::corrupt, weights.name() + ": tensor '" + own + "rotation' is no rotation: row " + std::to_string(r) +
+                                             " has the squared length " + std::to_string(length));
+          }
+        }
       }
     }
     return model;

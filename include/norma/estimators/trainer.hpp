@@ -38,7 +38,8 @@ struct TrainingSettings {
     visitor("batch", self.batch, "images of one step");
     visitor("learning_rate", self.learning_rate, "step size of the optimiser");
     visitor("weight_decay", self.weight_decay, "pull of the weights towards zero");
-    visitor("holdout", self.holdout, "share of the normal images, in [0, 0.5], that are held out to choose the epoch by their loss; 0: the last epoch is kept");
+    visitor("holdout", self.holdout,
+            "share of the normal images, in [0, 0.5], that are held out to choose the epoch by their loss; 0: the last epoch is kept");
     visitor("patience", self.patience, "epochs without a better loss on the held-out images after which training stops; 0: never");
   }
   friend constexpr bool operator==(const TrainingSettings&, const TrainingSettings&) = default;
@@ -47,9 +48,9 @@ struct TrainingSettings {
     const auto refuse = [&](std::string_view what, const std::string& found) {
       return Status(Errc::invalid_argument, std::string(who) + ": " + std::string(what) + ", found " + found);
     };
-    if (epochs < 1) return refuse("epochs must be at least 1", std::to_string(epochs));
-    if (batch < 1) return refuse("batch must be at least 1", std::to_string(batch));
-    if (!(learning_rate > 0.0 && std::isfinite(learning_rate))) return refuse("learning_rate must be above 0", std::to_string(learning_rate));
+    if (epochs < 1 || epochs > 1'000'000) return refuse("epochs must be in 1..1000000", std::to_string(epochs));
+    if (batch < 1 || batch > 1'000'000) return refuse("batch must be in 1..1000000", std::to_string(batch));
+    if (!(learning_rate >= 1e-12 && learning_rate <= 1e6)) return refuse("learning_rate must be in 1e-12..1e6", field_text(learning_rate));
     if (!(weight_decay >= 0.0 && std::isfinite(weight_decay))) return refuse("weight_decay must be at least 0", std::to_string(weight_decay));
     if (!(holdout >= 0.0 && holdout <= 0.5)) return refuse("holdout must be in [0, 0.5]", std::to_string(holdout));
     if (patience < 0) return refuse("patience must be at least 0", std::to_string(patience));
@@ -64,16 +65,17 @@ class Trainer {
   using Batch = std::function<Result<double>(const nn::TrainingBatch&, std::span<const std::int64_t> images)>;
   using Validate = std::function<Result<double>(std::span<const std::int64_t> images)>;
 
-  /// Draws the images that are held out. Errors: invalid_argument, not_enough_data. With `LastBatch::drop` a training of fewer images than a
-  /// batch makes one batch of all of them.
+  /// Draws the images that are held out. Errors: invalid_argument, not_enough_data. With `LastBatch::drop` a training of fewer images than
+  /// a batch makes one batch of all of them.
   static Result<Trainer> create(const TrainingSettings& settings, const TrainingContext& context, std::int64_t images, nn::LastBatch last_batch) {
     NORMA_CHECK(settings.validate("Trainer"));
     Trainer trainer(context);
     auto held_out = static_cast<std::int64_t>(std::lround(settings.holdout * static_cast<double>(images)));
     if (settings.holdout > 0.0) held_out = std::max<std::int64_t>(held_out, 1);
     if (images - held_out < 1) {
-      return Status(Errc::not_enough_data, "Trainer: found " + std::to_string(images) + " images, expected at least " + std::to_string(held_out + 1) + " (" +
-                                               std::to_string(held_out) + " of them held out)");
+      return Status(Errc::not_enough_data, "Trainer: found " + std::to_string(images) + (images == 1 ? " image" : " images") +
+                                               ", expected at least " + std::to_string(held_out + 1) + " (" + std::to_string(held_out) +
+                                               " of them held out)");
     }
     Random random(context.seed, 0x686f6c646f757400u);
     const std::vector<std::int64_t> order = sample_without_replacement(images, images, random);
@@ -180,6 +182,9 @@ class Trainer {
     const nn::CheckpointReader& reader = *opened;
     NORMA_CHECK(reader.must_match("run", identity()));
     NORMA_TRY(progress, nn::TrainingProgress::load(reader));
+    if (progress.epoch < 0 || progress.epoch > loop_.epochs) {
+      return {Errc::corrupt, "it is in epoch " + std::to_string(progress.epoch) + " of " + std::to_string(loop_.epochs)};
+    }
     for (Kept& kept : parameters_) {
       NORMA_CHECK(reader.buffer(kept.name, kept.values));
       if (!reader.has_buffer(kept.name + ".best")) continue;
@@ -222,7 +227,8 @@ inline Result<TrainingRecord> load_record(const io::Weights& file) {
   NORMA_TRY(const io::JsonValue json, io::JsonValue::parse(*stored, file.name() + ": norma.training"));
   const auto curve = [&](std::string_view name, std::vector<float>& values) {
     if (const io::JsonValue* list = json.find(name)) {
-      for (const io::JsonValue& value : list->items()) values.push_back(static_cast<float>(value.number().value_or(std::numeric_limits<double>::quiet_NaN())));
+      for (const io::JsonValue& value : list->items())
+        values.push_back(static_cast<float>(value.number().value_or(std::numeric_limits<double>::quiet_NaN())));
     }
   };
   curve("loss", record.loss);

@@ -23,10 +23,22 @@ namespace detail {
 
 template <class E>
 constexpr bool wants_views(const typename E::Settings& settings) {
-  if constexpr (requires { { E::wants_views(settings) } -> std::convertible_to<bool>; }) {
+  if constexpr (requires {
+                  { E::wants_views(settings) } -> std::convertible_to<bool>;
+                }) {
     return E::wants_views(settings);
   } else {
     return false;
+  }
+}
+
+/// Of one image in one view.
+template <class B>
+constexpr FeatureShapes training_shapes(const typename B::Settings& settings) {
+  if constexpr (HasViews<B>) {
+    return B::view_shapes(settings);
+  } else {
+    return B::shapes(settings);
   }
 }
 
@@ -38,13 +50,14 @@ template <class BackboneT, class SourceT>
 class TrainingSet final : public TrainingImages {
  public:
   TrainingSet(const BackboneT& backbone, const SourceT& source, bool turned, std::uint64_t cache_bytes, Parallel parallel)
-      : backbone_(backbone), source_(source), room_(cache_bytes), parallel_(parallel), kept_(static_cast<std::size_t>(source.size())) {
-    if constexpr (HasViews<BackboneT>) {
-      shapes_ = BackboneT::view_shapes(backbone.settings());
-      turned_ = turned || !(shapes_ == BackboneT::shapes(backbone.settings()));
-    } else {
-      shapes_ = BackboneT::shapes(backbone.settings());
-    }
+      : backbone_(backbone),
+        source_(source),
+        turned_(turned),
+        room_(cache_bytes),
+        parallel_(parallel),
+        kept_(static_cast<std::size_t>(source.size())) {
+    shapes_ = detail::training_shapes<BackboneT>(backbone.settings());
+    one_view_ = !(shapes_ == BackboneT::shapes(backbone.settings()));
     const std::size_t bytes = BackboneT::scratch_bytes(backbone.settings(), 1);
     for (int worker = 0; worker < parallel.workers(); ++worker) memory_.emplace_back(static_cast<std::int64_t>(bytes));
   }
@@ -52,15 +65,20 @@ class TrainingSet final : public TrainingImages {
   /// Looks at image i of the source for the first time; called once for each, from several workers at once.
   Status look(const Image& frame, std::int64_t i, int worker) {
     Kept& kept = kept_[static_cast<std::size_t>(i)];
+    kept.features = Buffer<float>(shapes_.numbers());
     if constexpr (HasViews<BackboneT>) {
-      if (turned_) {
+      if (turned_ || one_view_) {
         NORMA_CHECK(backbone_.prepare(frame.view(), kept.prepared));
-        // Looked at once, so that an image that cannot be used is found before the training begins.
-        std::vector<float> features(static_cast<std::size_t>(shapes_.numbers()));
-        return see(kept.prepared, View{}, worker, features.data());
+        // Looked at once in any case, so that an image that cannot be used is found before the training begins.
+        const Status status = see(kept.prepared, View{}, worker, kept.features.data());
+        if (turned_) {
+          kept.features = {};
+        } else {
+          kept.prepared = {};
+        }
+        return status;
       }
     }
-    kept.features = Buffer<float>(shapes_.numbers());
     return see(frame, worker, kept.features.data());
   }
   /// Counts image i in, in the order of the source. What there is no room for is looked at again whenever it is needed.
@@ -89,10 +107,10 @@ class TrainingSet final : public TrainingImages {
       const auto at = static_cast<std::size_t>(n);
       const std::int64_t i = usable_[static_cast<std::size_t>(images[at])];
       auto& features = whole[static_cast<std::size_t>(worker)];
-      features.resize(static_cast<std::size_t>(shapes_.numbers()));
       const View view = views.empty() ? View{} : views[at];
       const float* from = kept_[static_cast<std::size_t>(i)].features.data();
       if (from == nullptr || view.degrees != 0.0f) {
+        features.resize(static_cast<std::size_t>(shapes_.numbers()));
         status[at] = again(i, view, worker, features.data());
         if (!status[at].ok()) {
           status[at] = status[at].with_context("'" + source_.name(i) + "'");
@@ -118,7 +136,7 @@ class TrainingSet final : public TrainingImages {
 
   Status again(std::int64_t i, const View& view, int worker, float* to) const {
     if constexpr (HasViews<BackboneT>) {
-      if (turned_) {
+      if (turned_ || one_view_) {
         if (const Image& prepared = kept_[static_cast<std::size_t>(i)].prepared; prepared.size_bytes() > 0) return see(prepared, view, worker, to);
         NORMA_TRY(const Image frame, source_.load(i));
         Image prepared;
@@ -154,7 +172,8 @@ class TrainingSet final : public TrainingImages {
 
   const BackboneT& backbone_;
   const SourceT& source_;
-  bool turned_ = false;
+  bool turned_ = false;    // the training asks for turned views: prepared images are kept, else features
+  bool one_view_ = false;  // `extract` gives several views, the training gets one
   std::uint64_t room_;
   Parallel parallel_;
   FeatureShapes shapes_;

@@ -106,6 +106,7 @@ class VectorFlow {
     NORMA_CHECK(within("turns", settings.turns, 0, 4096));
     NORMA_CHECK(within("pooled_turns", settings.pooled_turns, 0, 65536));
     NORMA_CHECK(within("flow_steps", settings.flow_steps, 1, 1000));
+    NORMA_CHECK(within("flow_width", settings.flow_width, 1, 1 << 20));
     if (settings.pooled_turns > 0 && settings.turns == 0) {
       return Status{Errc::invalid_argument, "VectorFlow: pooled_turns needs turned images, expected turns above 0, found 0"};
     }
@@ -212,7 +213,7 @@ class VectorFlow {
     };
     NORMA_CHECK(trainer.run([&](const nn::TrainingBatch& at, std::span<const std::int64_t> chosen) { return run(chosen, at.epoch * turns, true); },
                             held_out));
-    NORMA_CHECK(model_.end_training());
+    NORMA_CHECK(model_.end_training(context.parallel));
     record_ = trainer.record();
     return {};
   }
@@ -242,9 +243,9 @@ class VectorFlow {
     NORMA_CHECK(model_.save(writer, "estimator."));
     return save_record(record_, writer);
   }
-  static Result<VectorFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel) {
+  static Result<VectorFlow> load(const io::Weights& weights, const FeatureShapes& shapes, const Settings& settings, Parallel parallel) {
     NORMA_TRY(VectorFlow loaded, create(shapes, settings));
-    NORMA_TRY(loaded.model_, FlowModel<FlowT>::load(weights, "estimator.", loaded.blocks(), {1, 1, shapes[0].channels}));
+    NORMA_TRY(loaded.model_, FlowModel<FlowT>::load(weights, "estimator.", loaded.blocks(), {1, 1, shapes[0].channels}, parallel));
     NORMA_TRY(loaded.record_, load_record(weights));
     return loaded;
   }
@@ -275,5 +276,7 @@ class VectorFlow {
   FlowModel<FlowT> model_;
   TrainingRecord record_;
 };
+
+static_assert(TrainingEstimator<VectorFlow<>>);
 
 }  // namespace norma

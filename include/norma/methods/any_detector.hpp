@@ -35,7 +35,8 @@ class BasicAnyDetector {
   using Workspace = norma::Workspace<Execution>;
   using Any = std::variant<PaDiM<AnyNetwork>, PatchCore<AnyNetwork>, SPADE<AnyNetwork>, FastFlow<AnyNetwork>, CFlow<AnyNetwork>, CSFlow<AnyNetwork>,
                            DifferNet<AnyNetwork>>;
-  static constexpr std::array<std::string_view, std::variant_size_v<Any>> kMethods{"padim", "patchcore", "spade", "fastflow", "cflow", "csflow", "differnet"};
+  static constexpr std::array<std::string_view, std::variant_size_v<Any>> kMethods{"padim", "patchcore", "spade",    "fastflow",
+                                                                                   "cflow", "csflow",    "differnet"};
 
   /// An empty detector. `settings` override the method's defaults in order. Errors: not_found (method, backbone, layer or setting,
   /// with what there is), invalid_argument (a value that cannot be), and what the weight file lacks.
@@ -73,6 +74,7 @@ class BasicAnyDetector {
     return with_method(method, [&]<class D>(std::type_identity<D>) -> Result<std::size_t> {
       NORMA_TRY(const typename D::Settings chosen, settings_for<D>(network, settings));
       NORMA_CHECK(D::Backbone::validate(chosen.backbone));
+      NORMA_CHECK(D::Estimator::create(D::Backbone::shapes(chosen.backbone), chosen.estimator).status());
       NORMA_CHECK(D::Metric::validate(chosen.metric));
       return D::workspace_bytes(chosen, threads);
     });

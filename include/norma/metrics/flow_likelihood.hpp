@@ -28,13 +28,14 @@ class FlowLikelihood {
 
   explicit FlowLikelihood(const Settings& settings) : settings_(settings) {}
   static Status validate(const Settings& settings) {
-    if (settings.top_pixels < 1) return {Errc::invalid_argument, "FlowLikelihood: top_pixels must be at least 1, found " + std::to_string(settings.top_pixels)};
+    if (settings.top_pixels < 1)
+      return {Errc::invalid_argument, "FlowLikelihood: top_pixels must be at least 1, found " + std::to_string(settings.top_pixels)};
     return MapSettings{settings.sigma}.validate().with_context("FlowLikelihood");
   }
 
   template <class EstimatorT>
-  static constexpr std::size_t scratch_bytes(const FeatureShapes& shapes, Shape map, const Settings& settings, const typename EstimatorT::Settings& estimator,
-                                             int workers) noexcept {
+  static constexpr std::size_t scratch_bytes(const FeatureShapes& shapes, Shape map, const Settings& settings,
+                                             const typename EstimatorT::Settings& estimator, int workers) noexcept {
     std::int64_t numbers = 0, positions = 0;
     for (int l = 0; l < shapes.count; ++l) {
       numbers = std::max(numbers, shapes[l].count());
@@ -46,10 +47,11 @@ class FlowLikelihood {
   }
 
   template <class EstimatorT>
-    requires requires(const EstimatorT& estimator, TensorView<const float> features, TensorView<float> z, Context& context) {
-      { estimator.latent(0, features, z, nullptr, context) } -> std::same_as<Status>;
-    }
+  requires requires(const EstimatorT& estimator, TensorView<const float> features, TensorView<float> z, Context& context) {
+    { estimator.latent(0, features, z, nullptr, context) } -> std::same_as<Status>;
+  }
   Status measure(const EstimatorT& estimator, const Features& features, MapView<float> map, float& score, Context& context) const {
+    NORMA_EXPECTS(map.dense());
     const Arena::Scope scope(context.arena);
     std::int64_t positions = 0;
     for (int l = 0; l < features.count; ++l) positions = std::max(positions, features[l].shape().positions());
@@ -68,8 +70,9 @@ class FlowLikelihood {
             const auto value = static_cast<double>(z.data[p * shape.channels + c]);
             squares += value * value;
           }
-          if (!std::isfinite(squares)) {
-            return {Errc::not_finite, "FlowLikelihood: the latents of level " + std::to_string(l) + ", position " + std::to_string(p) + " are not finite numbers"};
+          if (std::isnan(squares)) {  // an infinity is as far from normal as can be: 0, the highest value
+            return {Errc::not_finite,
+                    "FlowLikelihood: the latents of level " + std::to_string(l) + ", position " + std::to_string(p) + " are not numbers"};
           }
           level_map[p] = static_cast<float>(-std::exp(-0.5 * squares / static_cast<double>(shape.channels)));
         }

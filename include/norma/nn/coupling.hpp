@@ -116,10 +116,12 @@ struct FlowSizes {
 
   /// Two rows of all channels.
   [[nodiscard]] constexpr std::int64_t row_pair() const noexcept { return 2 * linalg::detail::round_up(channels, 16); }
-  /// Memory for one worker's layer while weights are brought into order: half of what it has.
+  /// Layers that are brought into order at the same time: more would take memory rather than time.
+  [[nodiscard]] constexpr std::int64_t prepare_lanes() const noexcept { return std::min(workers_, 8); }
+  /// Memory for a lane's layer: half of what it has.
   [[nodiscard]] constexpr std::int64_t prepare_piece() const noexcept { return linalg::detail::round_up(weights, 16); }
   [[nodiscard]] constexpr std::size_t bytes(FlowPass pass) const noexcept {
-    if (pass == FlowPass::prepare) return arena_bytes<float>(2 * prepare_piece() * workers_);
+    if (pass == FlowPass::prepare) return arena_bytes<float>(2 * prepare_piece() * prepare_lanes());
     const std::size_t halves = arena_bytes<float>(rows * first) + arena_bytes<float>(rows * (channels - first));
     std::size_t total = 2 * halves + arena_bytes<float>(rows * output) + arena_bytes<float>(rows * joined) + arena_bytes<double>(rows) +
                         arena_bytes<float>(row_pair() * workers_);
@@ -213,25 +215,28 @@ class Flow {
     NORMA_CHECK(check_parameters(who, parameters.size(), "parameters"));
     NORMA_CHECK(check_arena(who, FlowPass::prepare, 1, parallel.workers(), arena));
     const Arena::Scope scope(arena);
-    const std::int64_t piece = sizes(1, parallel.workers()).prepare_piece();
-    float* memory = arena.take<float>(2 * piece * parallel.workers());
+    const detail::FlowSizes most = sizes(1, parallel.workers());
+    const std::int64_t piece = most.prepare_piece(), lanes = most.prepare_lanes();
+    float* memory = arena.take<float>(2 * piece * lanes);
     const auto own = [&](const Block& block) {
       return parameters.subspan(static_cast<std::size_t>(block.offset), static_cast<std::size_t>(block.layout.total));
     };
     const std::int64_t layers = blocks_.empty() ? 0 : std::int64_t{kMostSubnetLayers} * blocks_[0].shape.steps();
-    parallel.run(static_cast<std::int64_t>(blocks_.size()) * layers, [&](std::int64_t task, int worker) {
+    const auto bring = [&](std::int64_t task, float* weights) {
       Block& block = blocks_[static_cast<std::size_t>(task / layers)];
       const auto step = static_cast<std::size_t>(task % layers / kMostSubnetLayers), l = static_cast<std::size_t>(task % kMostSubnetLayers);
       if (l >= block.layers[step].size()) return;
       Layer& layer = block.layers[step][l];
       const auto& at = block.layout.layers[step][l];
       const std::int64_t fan_in = layer.shape.in * at.taps;
-      float* weights = memory + 2 * piece * worker;
       const std::span<float> ordered(weights, static_cast<std::size_t>(layer.shape.out * fan_in));
       const Status unpacked = unpack_layer(at, own(block), LibraryLayer<float>{ordered, layer.bias.span()});
       NORMA_EXPECTS(unpacked.ok());  // the sizes are the flow's own
       layer.forward.repack({weights, layer.shape.out * fan_in, fan_in, at.taps, 1}, weights + piece);
       if (use_ == FlowUse::training) layer.gradient.repack(ordered, weights + piece);
+    };
+    parallel.run(lanes, [&](std::int64_t lane, int) {
+      for (std::int64_t task = lane; task < static_cast<std::int64_t>(blocks_.size()) * layers; task += lanes) bring(task, memory + 2 * piece * lane);
     });
     for (Block& block : blocks_) {
       block.log_scale = 0.0;

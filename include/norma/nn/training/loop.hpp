@@ -36,7 +36,7 @@ struct TrainingLoopSettings {
   LastBatch last_batch = LastBatch::keep;
   std::uint64_t seed = 0;
   std::int64_t checkpoint_every = 0;  ///< epochs; 0: only when cancelled and at the end
-  double checkpoint_seconds = 0.0;    ///< also after a step when the last checkpoint is that old; 0: never
+  double checkpoint_seconds = 0.0;    ///< also after a step when the last one is that old, and twenty times as old as it took to write; 0: never
   std::int64_t validate_every = 1;    ///< epochs, where there is a validation
   std::int64_t patience = 0;          ///< validations without a new best after which training stops; 0: never
 };
@@ -169,8 +169,23 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
   const auto out_of_patience = [&] { return settings.patience > 0 && progress.since_best >= settings.patience; };
 
   report(true);
-  bool saved = false;
+  bool saved = false, ever_saved = false;
   auto saved_at = start;
+  double write_seconds = 0.0;
+  const auto overdue = [&] {
+    const double age = std::chrono::duration<double>(Clock::now() - saved_at).count();
+    return settings.checkpoint_seconds > 0.0 && age >= std::max(settings.checkpoint_seconds, 20.0 * write_seconds);
+  };
+  // A disk that refuses the first checkpoint ends the run before much is lost. Later the run is worth more than its checkpoint: tried again
+  // next time.
+  const auto keep = [&]() -> Status {
+    const auto before_write = Clock::now();
+    const Status status = checkpoint();
+    saved_at = Clock::now();
+    write_seconds = std::chrono::duration<double>(saved_at - before_write).count();
+    ever_saved = ever_saved || status.ok();
+    return ever_saved ? Status() : status;
+  };
   while (progress.epoch < settings.epochs && !out_of_patience()) {
     std::vector<std::int64_t> order;
     if (settings.order == Order::shuffled) {
@@ -203,10 +218,7 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
       if (batch.ends_step) ++progress.steps;
       if (progress.batch < batches) {
         report(false);
-        if (batch.ends_step && settings.checkpoint_seconds > 0.0 && Clock::now() - saved_at >= std::chrono::duration<double>(settings.checkpoint_seconds)) {
-          NORMA_CHECK(checkpoint());
-          saved_at = Clock::now();
-        }
+        if (batch.ends_step && overdue()) NORMA_CHECK(keep());
       }
     }
     ++progress.epoch;
@@ -229,14 +241,10 @@ inline Result<TrainingEnd> train(const TrainingLoopSettings& settings, std::int6
       }
     }
     report(progress.epoch == settings.epochs || out_of_patience());
-    saved = settings.checkpoint_every > 0 && progress.epoch % settings.checkpoint_every == 0;
-    saved = saved || (settings.checkpoint_seconds > 0.0 && Clock::now() - saved_at >= std::chrono::duration<double>(settings.checkpoint_seconds));
-    if (saved) {
-      NORMA_CHECK(checkpoint());
-      saved_at = Clock::now();
-    }
+    saved = (settings.checkpoint_every > 0 && progress.epoch % settings.checkpoint_every == 0) || overdue();
+    if (saved) NORMA_CHECK(keep());
   }
-  if (!saved) NORMA_CHECK(checkpoint());
+  if (!saved) static_cast<void>(checkpoint());  // what was trained is complete, with or without it
   return progress.epoch >= settings.epochs ? TrainingEnd::epochs : TrainingEnd::patience;
 }
 
