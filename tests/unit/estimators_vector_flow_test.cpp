@@ -156,9 +156,9 @@ TEST_CASE("VectorFlow: settings that cannot work are refused in one sentence") {
   CHECK(refused([](auto& s) { s.pooled_turns = 65537; }) == "VectorFlow: pooled_turns must be in 0..65536, found 65537");
   CHECK(refused([](auto& s) { s.turns = 0, s.pooled_turns = 2; }) == "VectorFlow: pooled_turns needs turned images, expected turns above 0, found 0");
   CHECK(refused([](auto& s) { s.flow_steps = 0; }) == "VectorFlow: flow_steps must be in 1..1000, found 0");
-  CHECK(refused([](auto& s) { s.flow_width = 0; }) == "VectorFlow: subnet layer 0: expected at least 1 hidden channel, found 0");
+  CHECK(refused([](auto& s) { s.flow_width = 0; }) == "VectorFlow: flow_width must be in 1..1048576, found 0");
   CHECK(refused([](auto& s) { s.clamp = std::numeric_limits<double>::quiet_NaN(); }).starts_with("VectorFlow: clamp must be in (0, 20]"));
-  CHECK(refused([](auto& s) { s.training.batch = 0; }) == "VectorFlow: batch must be at least 1, found 0");
+  CHECK(refused([](auto& s) { s.training.batch = 0; }) == "VectorFlow: batch must be in 1..1000000, found 0");
   FeatureShapes two = vectors();
   two.add({1, 1, 4});
   CHECK(Flow::create(two, small()).message() == "VectorFlow: expected one level of vectors, found 2 levels");
