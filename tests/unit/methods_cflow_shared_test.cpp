@@ -1,4 +1,4 @@
-// methods/cflow.hpp: from pictures to verdicts, on real pictures where they are at hand.
+// methods/cflow.hpp: from pictures to verdicts, on real pictures.
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -6,8 +6,6 @@
 
 #include <doctest/doctest.h>
 #include <norma/backbones/mobilenet_v2.hpp>
-#include <norma/backbones/reflect_padding.hpp>
-#include <norma/backbones/resnet.hpp>
 #include <norma/core/thread_pool.hpp>
 #include <norma/data/in_memory.hpp>
 #include <norma/data/mvtec_ad.hpp>
@@ -17,30 +15,6 @@
 
 namespace norma::test {
 namespace {
-
-template <class NetworkT>
-constexpr FeatureShapes default_shapes() {
-  return CFlow<NetworkT>::Backbone::shapes(typename CFlow<NetworkT>::Settings{}.backbone);
-}
-constexpr FeatureShapes levels(std::int64_t a, std::int64_t b, std::int64_t c) {
-  FeatureShapes shapes;
-  shapes.add({32, 32, a});
-  shapes.add({16, 16, b});
-  shapes.add({8, 8, c});
-  return shapes;
-}
-
-TEST_CASE("CFlow: the publication's layers and size, with and without mirrored borders") {
-  CHECK(default_shapes<WideResNet50>() == levels(512, 1024, 2048));
-  CHECK(default_shapes<ResNet18>() == levels(128, 256, 512));
-  CHECK(default_shapes<ReflectPadded<ResNet18>>() == levels(128, 256, 512));
-  CHECK(default_shapes<MobileNetV2>() == levels(32, 96, 1280));
-  const CFlow<MobileNetV2>::Settings settings;
-  CHECK(settings.backbone.preprocess.interpolation == Interpolation::pillow_lanczos);
-  CHECK(settings.backbone.preprocess.resize == 0);
-  CHECK(CFlow<ReflectPadded<WideResNet50>>::type_name() ==
-        "detector<patches<wide_resnet50_2_reflect,deep_levels>,conditional_flow,fiber_likelihood>");
-}
 
 TEST_CASE("CFlow: a few epochs on a few pictures tell broken bottles from whole ones; a saved model gives the same verdicts") {
   const auto weights_file = shared("weights/mobilenet_v2.safetensors");
