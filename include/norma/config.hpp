@@ -39,6 +39,13 @@
 #else
 #define NORMA_X86_DISPATCH 0
 #endif
+// NORMA_NO_AVX512, defined for a whole program, leaves the AVX-512 paths out: less to compile and to store where no such processor is
+// met, and the way to measure AVX2 on a processor that has both.
+#if NORMA_X86_DISPATCH && !defined(NORMA_NO_AVX512)
+#define NORMA_X86_AVX512 1
+#else
+#define NORMA_X86_AVX512 0
+#endif
 
 #if defined(__GNUC__) || defined(__clang__)
 #define NORMA_ALWAYS_INLINE inline __attribute__((always_inline))

@@ -37,7 +37,7 @@ inline bool available(InstructionSet set) noexcept {
     case InstructionSet::generic: return true;
     case InstructionSet::avx2: return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
     case InstructionSet::avx512:
-      return available(InstructionSet::avx2) && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+      return NORMA_X86_AVX512 != 0 && available(InstructionSet::avx2) && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
   }
   return false;
@@ -57,7 +57,9 @@ inline InstructionSet instruction_set() noexcept {
 }  // namespace norma
 
 // The object `name` of `set`'s namespace: how run-time code reaches what an `.inl` file defines, usually a table of its functions.
-#if NORMA_X86_DISPATCH
+#if NORMA_X86_DISPATCH && !NORMA_X86_AVX512
+#define NORMA_SIMD_SELECT(set, name) ((set) == ::norma::InstructionSet::generic ? ::norma::simd::generic::name : ::norma::simd::avx2::name)
+#elif NORMA_X86_DISPATCH
 #define NORMA_SIMD_SELECT(set, name)                                      \
   ((set) == ::norma::InstructionSet::avx512 ? ::norma::simd::avx512::name \
    : (set) == ::norma::InstructionSet::avx2 ? ::norma::simd::avx2::name   \
