@@ -35,7 +35,7 @@ class TemporaryFolder {
   TemporaryFolder() {
     std::string pattern = (std::filesystem::temp_directory_path() / "norma_test_XXXXXX").string();
     const char* made = ::mkdtemp(pattern.data());
-    REQUIRE(made != nullptr);
+    if (made == nullptr) FAIL("no temporary folder " << pattern);  // not REQUIRE: a test that goes on to skip must have checked nothing
     path_ = pattern;
   }
   ~TemporaryFolder() {
