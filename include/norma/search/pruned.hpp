@@ -4,12 +4,15 @@
 /// Shapes:      bank [n, d]; queries [m, d]; squared_distance, row [m, k], nearest first
 /// Units:       squared L2 distance
 /// Method:      the bank is seen along its few principal axes; the rest of a row is one number, its length. The distance of these short
-///              vectors is a lower bound of the true one, and it costs d / 12 of it. A row whose bound is not above the k-th best distance
-///              so far is measured by direct difference in double. Every eighth row is looked at first, so that the limit starts low.
+///              vectors is a lower bound of the true one, and it costs a small part of it. A row whose bound is not above the k-th best distance
+///              so far is compared by its 8-bit codes (search/detail/narrow.hpp; not on processors without products of integers), and measured
+///              by direct difference in double if their bound does not exclude it either. Every eighth row is looked at first, so that the limit
+///              starts low.
 /// Exactness:   the answer of brute force in double, bit for bit that of ExactSearch: rounding of every step is part of the bound.
-/// Cost:        real patch features leave 1-2 % of the rows to be measured. Where a sample of the bank against itself leaves more than
-///              kMostMeasured, `prepare` falls back to ExactSearch.
-/// Memory:      the short rows (a twelfth of the bank, at most 48 floats a row); keeps a view of the bank
+/// Cost:        short vectors leave 2-3 % of the rows of real patch features, codes leave k + 10 or so of each query. Where a sample of the bank
+///              against itself leaves too much, `prepare` falls back to ExactSearch.
+/// Memory:      the short rows (a float for every 18 dimensions, at most 32; an eighth of it again for the seeds) and the codes (d + 20 bytes);
+///              without codes short rows of a twelfth of the bank. Keeps a view of the bank.
 /// Determinism: bit-equal for any number of threads
 #pragma once
 
@@ -74,16 +77,6 @@ inline Matrix<double> principal_axes(const Matrix<float>& covariance, std::int64
   return axes;
 }
 
-/// Asks for the beginning of a row that will be read soon; the processor fetches the rest by itself.
-inline void prefetch_row(std::span<const float> row) noexcept {
-#if NORMA_HAS_VECTOR_EXTENSION
-  constexpr std::size_t kLine = 16, kLines = 16;
-  for (std::size_t i = 0; i < row.size() && i < kLine * kLines; i += kLine) __builtin_prefetch(row.data() + i);
-#else
-  (void)row;
-#endif
-}
-
 }  // namespace search::detail
 
 /// Search policy: brute force's answer for a fraction of its arithmetic.
@@ -92,9 +85,13 @@ struct PrunedSearch {
   static constexpr std::int64_t kQueriesPerPass = 1024;
   static constexpr std::int64_t kMostAxes = 47;
   static constexpr std::int64_t kSeedStep = 8;
-  static constexpr std::int64_t kFewestRows = 1024;  // smaller banks are searched whole
+  static constexpr std::int64_t kFewestRows = 1024;       // smaller banks are searched whole
+  static constexpr std::int64_t kFewestCodedRows = 4096;  // where ExactSearch would use products of integers
   static constexpr std::int64_t kFewestDims = 48;
-  static constexpr double kMostMeasured = 0.12;  // a measured row costs several times its share of a product
+  // Share of the bank that short vectors may leave: a row that is left costs several times its share of a product. Where products of
+  // integers are the alternative, dims / kDimsToCompareAll at most.
+  static constexpr double kMostCompared = 0.12;
+  static constexpr double kDimsToCompareAll = 8192.0;
 
   /// A bank made ready. Keeps a view of the bank: its memory must stay where it is.
   struct Index {
@@ -106,12 +103,13 @@ struct PrunedSearch {
     Buffer<float> low, slack;     // bounds of `shorts`, to whole panels
     Buffer<float> seed_low, seed_slack;
     double error = 0.0;           // of a short vector, relative to the length of what it stands for
-    ExactSearch::Index full;      // in place of all this where pruning does not pay
+    search::detail::NarrowBank codes;  // of b - c, row by row; empty where products of integers are not faster than those of floats
+    ExactSearch::Index full;           // in place of all this where pruning does not pay
     [[nodiscard]] bool prunes() const noexcept { return !shorts.empty(); }
     [[nodiscard]] std::int64_t rows() const noexcept { return bank.rows; }
     [[nodiscard]] std::int64_t dims() const noexcept { return bank.cols; }
     [[nodiscard]] std::size_t bytes() const noexcept {
-      return shorts.bytes() + seeds.bytes() + full.bytes() + static_cast<std::size_t>(axes.rows() * axes.cols()) * sizeof(double) +
+      return shorts.bytes() + seeds.bytes() + codes.bytes() + full.bytes() + static_cast<std::size_t>(axes.rows() * axes.cols()) * sizeof(double) +
              static_cast<std::size_t>(centre.size() + low.size() + slack.size() + seed_low.size() + seed_slack.size()) * sizeof(float);
     }
   };
@@ -120,10 +118,12 @@ struct PrunedSearch {
 
   /// As ExactSearch::prepare; a second or two for a large bank.
   static Result<Index> prepare(MatrixView<const float> bank, Parallel parallel) {
-    if (bank.rows >= kFewestRows && bank.cols >= kFewestDims) {
+    const bool integers = search::detail::narrow_kernels(instruction_set()) != nullptr;
+    if (bank.rows >= (integers ? kFewestCodedRows : kFewestRows) && bank.cols >= kFewestDims) {
       NORMA_TRY(Index index, prepare_pruned(bank, parallel));
       NORMA_TRY(const double share, sample_share(index, parallel));
-      if (share <= kMostMeasured) return index;
+      const double cheaper = index.codes.empty() ? 1.0 : static_cast<double>(bank.cols) / kDimsToCompareAll;
+      if (share <= std::min(kMostCompared, cheaper)) return index;
     }
     Index plain;
     plain.bank = bank;
@@ -132,14 +132,17 @@ struct PrunedSearch {
   }
 
   /// The same without the fall-back, for tests and measurements.
-  static Result<Index> prepare_pruned(MatrixView<const float> bank, Parallel parallel) {
+  static Result<Index> prepare_pruned(MatrixView<const float> bank, Parallel parallel) { return prepare_pruned(bank, parallel, instruction_set()); }
+  static Result<Index> prepare_pruned(MatrixView<const float> bank, Parallel parallel, InstructionSet set) {
     namespace impl = search::detail;
     NORMA_TRY(const Buffer<double> squares, impl::row_squares("PrunedSearch", bank, parallel));
-    const std::int64_t n = bank.rows, d = bank.cols, axes = axes_of(d);
+    const auto* const narrow = impl::narrow_kernels(set);
+    const bool coded = narrow != nullptr && bank.cols <= impl::kNarrowMostDims;
+    const std::int64_t n = bank.rows, d = bank.cols, axes = coded ? std::max<std::int64_t>(1, axes_of(d) * 2 / 3) : axes_of(d);
     Index index;
     index.bank = bank;
     index.centre = impl::mean_row(bank, parallel);
-    NORMA_CHECK(find_axes(index, parallel));
+    NORMA_CHECK(find_axes(index, axes, parallel));
     // Short vectors err by one rounding to float, and the length of the rest by the square root of what |b - c|^2 - |A (b - c)|^2 loses
     // in double: sums of d terms, each counted twice.
     index.error = 1.5 * impl::kRoundingUnit + std::sqrt(4.0 * static_cast<double>(d + axes + 4) * 0x1p-53);
@@ -150,9 +153,9 @@ struct PrunedSearch {
     parallel.run_ranges(n, kProjectionRows, [&](std::int64_t first, std::int64_t last, int worker) {
       project(index, bank, first, last, rows.view(), lengths.data(), short_squares.data(), scratch.data() + worker * projection_doubles(d));
     });
-    index.shorts = linalg::PackedMatrix::pack(rows.view());
+    index.shorts = linalg::PackedMatrix::pack(rows.view(), set);
     const std::int64_t seeds = (n + kSeedStep - 1) / kSeedStep;
-    index.seeds = linalg::PackedMatrix::pack(MatrixView<const float>(rows.data(), seeds, axes + 1, kSeedStep * (axes + 1)));
+    index.seeds = linalg::PackedMatrix::pack(MatrixView<const float>(rows.data(), seeds, axes + 1, kSeedStep * (axes + 1)), set);
     const auto bounds_of = [&](const linalg::PackedMatrix& packed, std::int64_t step, Buffer<float>& low, Buffer<float>& slack) {
       const std::int64_t padded = packed.panels() * packed.panel();
       low = Buffer<float>(padded);
@@ -168,6 +171,7 @@ struct PrunedSearch {
         slack[r] = bounds.slack;
       }
     };
+    if (coded) index.codes = impl::NarrowBank::row_by_row(*narrow, bank, index.centre.data(), parallel);
     bounds_of(index.shorts, 1, index.low, index.slack);
     bounds_of(index.seeds, kSeedStep, index.seed_low, index.seed_slack);
     return index;
@@ -176,9 +180,8 @@ struct PrunedSearch {
   static constexpr std::size_t scratch_bytes(std::int64_t queries, std::int64_t dims, int k, int workers) noexcept {
     const std::int64_t rows = std::min(queries, kQueriesPerPass), width = axes_of(dims) + 1;
     const std::size_t own = arena_bytes<float>(rows * width) + 2 * arena_bytes<double>(rows) + 2 * arena_bytes<float>(rows) +
-                            arena_bytes<search::detail::Candidates>(rows) + arena_bytes<double>(rows * k) + arena_bytes<std::int64_t>(rows * k) +
-                            arena_bytes<float>(rows * search::detail::candidate_capacity(k)) +
-                            arena_bytes<std::int64_t>(rows * search::detail::candidate_capacity(k)) + arena_bytes<std::int64_t>(rows) +
+                            search::detail::Selection::bytes(rows, k) + search::detail::NarrowQueries::bytes(rows, dims) +
+                            arena_bytes<search::detail::Waiting>(rows * k) + arena_bytes<std::int64_t>(rows * kPending) + arena_bytes<Counts>(rows) +
                             arena_bytes<double>(workers * projection_doubles(dims)) + linalg::gemm_scratch_bytes(rows, 1, width, workers);
     return std::max(own, ExactSearch::scratch_bytes(queries, dims, k, workers));
   }
@@ -186,24 +189,29 @@ struct PrunedSearch {
   /// As ExactSearch::nearest, with the same result.
   static Status nearest(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,
                         Parallel parallel, Arena& arena) {
-    std::int64_t measured = 0;
-    return nearest(index, queries, k, squared_distance, row, parallel, arena, measured);
+    std::int64_t compared = 0;
+    return nearest(index, queries, k, squared_distance, row, parallel, arena, compared);
   }
-  /// `measured` receives how many pairs of rows were measured; 0 where ExactSearch did the work.
+  /// `compared` receives how many pairs of rows the short vectors left; 0 where ExactSearch did the work.
   static Status nearest(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,
-                        Parallel parallel, Arena& arena, std::int64_t& measured) {
-    measured = 0;
+                        Parallel parallel, Arena& arena, std::int64_t& compared) {
+    compared = 0;
     NORMA_CHECK(search::detail::check_search("PrunedSearch", index.bank, queries, k, squared_distance, row));
     if (!index.prunes()) return ExactSearch::nearest(index.full, queries, k, squared_distance, row, parallel, arena);
     for (std::int64_t first = 0; first < queries.rows; first += kQueriesPerPass) {
       const std::int64_t count = std::min(kQueriesPerPass, queries.rows - first);
-      NORMA_CHECK(pass(index, queries.block(first, count), k, squared_distance.block(first, count), row.block(first, count), parallel, arena, measured));
+      NORMA_CHECK(pass(index, queries.block(first, count), k, squared_distance.block(first, count), row.block(first, count), parallel, arena, compared));
     }
     return {};
   }
 
  private:
   static constexpr std::int64_t kProjectionRows = 24;
+  static constexpr std::int64_t kPending = 16;  // rows whose codes are fetched before they are compared
+  // Of a query.
+  struct Counts {
+    std::int64_t seeds, pending, compared;
+  };
   // |q - b| >= |short difference| - error (|q - c| + |b - c|), so |q - b|^2 is at least the short one less this share of error times
   // |q - c|^2, and the same of b: 2 (1 + error) (x + y)^2 <= 4.1 (x^2 + y^2).
   static constexpr double kErrorShare = 4.1;
@@ -213,8 +221,8 @@ struct PrunedSearch {
   }
 
   // A^T of a sample of the bank, scaled so that it never lengthens a vector.
-  static Status find_axes(Index& index, Parallel parallel) {
-    const std::int64_t n = index.bank.rows, d = index.bank.cols, count = axes_of(d);
+  static Status find_axes(Index& index, std::int64_t count, Parallel parallel) {
+    const std::int64_t n = index.bank.rows, d = index.bank.cols;
     const std::int64_t wanted = std::min<std::int64_t>(n, std::clamp<std::int64_t>(4 * d, 1024, 4096));
     const std::int64_t step = n / wanted;
     index.axes = Matrix<double>(d, linalg::detail::tile_stride<double>(count));
@@ -290,7 +298,7 @@ struct PrunedSearch {
     }
   }
 
-  // Share of the bank that has to be measured for rows of the bank itself, less themselves. A coreset's rows lie farther from each other
+  // Share of the bank that short vectors leave for rows of the bank itself. A coreset's rows lie farther from each other
   // than a query from the nearest of them, so this is more than queries will need.
   static Result<double> sample_share(const Index& index, Parallel parallel) {
     constexpr std::int64_t kSample = 64;
@@ -299,44 +307,43 @@ struct PrunedSearch {
     Matrix<std::int64_t> row(kSample, 2);
     Buffer<std::byte> memory(static_cast<std::int64_t>(scratch_bytes(kSample, index.dims(), 2, parallel.workers())));
     Arena arena(memory.span());
-    std::int64_t measured = 0;
+    std::int64_t compared = 0;
     NORMA_CHECK(nearest(index, MatrixView<const float>(index.bank.data, kSample, index.dims(), index.bank.stride * step), 2, distance.view(), row.view(), parallel,
-                        arena, measured));
-    return static_cast<double>(measured) / static_cast<double>(kSample * n);
+                        arena, compared));
+    return static_cast<double>(compared) / static_cast<double>(kSample * n);
   }
 
   static Status pass(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,
-                     Parallel parallel, Arena& arena, std::int64_t& measured) {
+                     Parallel parallel, Arena& arena, std::int64_t& compared) {
     namespace impl = search::detail;
     const std::int64_t m = queries.rows, d = queries.cols, width = index.shorts.k();
-    const std::int64_t capacity = impl::candidate_capacity(k);
     const Arena::Scope scope(arena);
+    const auto& kernels = impl::search_kernels(index.shorts.instructions());
+    impl::Selection selection(index.bank, queries, k, kernels, arena);
+    const auto codes = impl::NarrowQueries::take(arena, m, d);
     float* const shorts = arena.take<float>(m * width);
     double* const lengths = arena.take<double>(m);
     double* const short_squares = arena.take<double>(m);
     float* const norm = arena.take<float>(m);
     float* const limit = arena.take<float>(m);
-    auto* const candidates = arena.take<impl::Candidates>(m);
-    double* const best = arena.take<double>(m * k);
-    auto* const best_row = arena.take<std::int64_t>(m * k);
-    float* const lower = arena.take<float>(m * capacity);
-    auto* const waiting = arena.take<std::int64_t>(m * capacity);
-    auto* const counts = arena.take<std::int64_t>(m);
+    auto* const seeds = arena.take<impl::Waiting>(m * k);
+    auto* const pending = arena.take<std::int64_t>(m * kPending);
+    auto* const counts = arena.take<Counts>(m);
     double* const scratch = arena.take<double>(parallel.workers() * projection_doubles(d));
-    if (scratch == nullptr) return {Errc::out_of_memory, "PrunedSearch::nearest: the arena is smaller than scratch_bytes"};
-    const auto& kernels = impl::search_kernels(index.shorts.instructions());
+    if (!selection.ready() || scratch == nullptr) return {Errc::out_of_memory, "PrunedSearch::nearest: the arena is smaller than scratch_bytes"};
     constexpr float infinity = std::numeric_limits<float>::infinity();
     const MatrixView<float> short_rows(shorts, m, width);
+    const bool coded = !index.codes.empty();
 
     parallel.run_ranges(m, kProjectionRows, [&](std::int64_t from, std::int64_t to, int worker) {
       project(index, queries, from, to, short_rows, lengths, short_squares, scratch + worker * projection_doubles(d));
       for (std::int64_t q = from; q < to; ++q) {
         const bool finite = std::isfinite(lengths[q]);
-        const double offset = short_squares[q] - kErrorShare * index.error * lengths[q];
-        candidates[q] = {nullptr, lower + q * capacity, waiting + q * capacity, best + q * k, best_row + q * k, 0, 0, 0, offset};
+        if (coded) codes.code(*index.codes.kernels, q, queries.row(q).data(), index.centre.data(), d);
+        selection.begin(q, lengths[q], lengths[q]);
         norm[q] = finite ? static_cast<float>(std::sqrt(short_squares[q]) * (1.0 + 4.0 * impl::kRoundingUnit)) : std::numeric_limits<float>::quiet_NaN();
         limit[q] = finite ? infinity : -infinity;
-        counts[q] = 0;
+        counts[q] = {};
       }
     });
 
@@ -348,59 +355,64 @@ struct PrunedSearch {
                                                   [&](std::int64_t r, std::int64_t c, float bound) { add(row0 + r, bound, col0 + c); });
                          });
     };
-    // Measures what waits and draws the limit tighter.
-    const auto measure = [&](std::int64_t q) {
-      impl::Candidates& c = candidates[q];
-      for (std::int64_t i = 0; i < c.count; ++i) {
-        if (i + 1 < c.count) impl::prefetch_row(index.bank.row(c.row[i + 1]));
-        if (!(c.lower[i] <= limit[q])) continue;
-        if (c.row[i] % kSeedStep == 0 && std::find(c.best_row, c.best_row + c.found, c.row[i]) != c.best_row + c.found) continue;  // a seed, seen again
-        const double worst = c.found == k ? c.best[k - 1] : std::numeric_limits<double>::infinity();
-        ++counts[q];
-        const double distance = kernels.squared_distance(queries.row(q).data(), index.bank.row(c.row[i]).data(), d, worst);
-        if (distance > worst) continue;
-        impl::keep_best(c, k, distance, c.row[i]);
-        if (c.found == k) limit[q] = std::min(limit[q], impl::limit_of(c.best[k - 1], c.offset));
+    // What the selection's limit is for bounds of short vectors, which stand for |q - b|^2 less another number.
+    const auto offset = [&](std::int64_t q) { return short_squares[q] - kErrorShare * index.error * lengths[q]; };
+    const auto draw_limit = [&](std::int64_t q) {
+      const float of_selection = selection.limit()[q];
+      const double exact = static_cast<double>(of_selection) + lengths[q] - offset(q);
+      limit[q] = std::isinf(of_selection) ? of_selection
+                                          : static_cast<float>(exact + impl::kRoundingUnit * (2.0 * std::abs(exact) + 0x1p-16 * lengths[q]) + impl::kTiny);
+    };
+    // Hands over what is pending: by the bounds of its codes where there are codes.
+    const auto compare = [&](std::int64_t q) {
+      for (std::int64_t i = 0; i < counts[q].pending; ++i) {
+        const std::int64_t r = pending[q * kPending + i];
+        if (coded) {
+          const auto product = index.codes.kernels->product(codes.codes + q * codes.stride, index.codes.row(r), index.codes.width) + index.codes.start[r];
+          const auto bounds = impl::narrow_bounds(index.codes, r, codes, q, product);
+          if (bounds.lower <= selection.limit()[q]) selection.add(q, r, bounds.lower, bounds.upper);
+        } else if (selection.limit()[q] != -infinity) {
+          selection.look(q, r);
+        }
       }
-      c.count = 0;
+      counts[q].compared += counts[q].pending;
+      counts[q].pending = 0;
+      draw_limit(q);
     };
 
     // Among the seeds, the k with the smallest bounds.
     walk(index.seeds, index.seed_low, index.seed_slack, [&](std::int64_t q, float bound, std::int64_t seed) {
-      impl::Candidates& c = candidates[q];
-      if (c.count == k && !(bound < c.lower[k - 1])) return;
-      std::int64_t at = c.count < k ? c.count++ : static_cast<std::int64_t>(k) - 1;
-      for (; at > 0 && c.lower[at - 1] > bound; --at) {
-        c.lower[at] = c.lower[at - 1];
-        c.row[at] = c.row[at - 1];
-      }
-      c.lower[at] = bound;
-      c.row[at] = seed * kSeedStep;
-      if (c.count == k) limit[q] = c.lower[k - 1];
+      impl::Waiting* const best = seeds + q * k;
+      if (counts[q].seeds == k && !(bound < best[k - 1].bound)) return;
+      std::int64_t at = counts[q].seeds < k ? counts[q].seeds++ : static_cast<std::int64_t>(k) - 1;
+      for (; at > 0 && best[at - 1].bound > bound; --at) best[at] = best[at - 1];
+      best[at] = {bound, seed * kSeedStep};
+      if (counts[q].seeds == k) limit[q] = best[k - 1].bound;
     });
     parallel.run_ranges(m, 16, [&](std::int64_t from, std::int64_t to, int) {
       for (std::int64_t q = from; q < to; ++q) {
         if (limit[q] == -infinity) continue;
-        limit[q] = infinity;
-        measure(q);
+        for (std::int64_t i = 0; i < counts[q].seeds; ++i) selection.look(q, seeds[q * k + i].row);
+        draw_limit(q);
       }
     });
     walk(index.shorts, index.low, index.slack, [&](std::int64_t q, float bound, std::int64_t r) {
-      impl::Candidates& c = candidates[q];
-      if (c.count == capacity) {
-        measure(q);
+      if (counts[q].pending == kPending) {
+        compare(q);
         if (!(bound <= limit[q])) return;
       }
-      c.lower[c.count] = bound;
-      c.row[c.count++] = r;
-    });
-    parallel.run_ranges(m, 16, [&](std::int64_t from, std::int64_t to, int) {
-      for (std::int64_t q = from; q < to; ++q) {
-        measure(q);
-        impl::write_answer(candidates[q], limit[q] != -infinity, k, q, squared_distance, row);
+      pending[q * kPending + counts[q].pending++] = r;
+      if (coded) {
+        impl::prefetch_codes(index.codes, r);
+      } else {
+        impl::prefetch_row(index.bank.row(r));
       }
     });
-    for (std::int64_t q = 0; q < m; ++q) measured += counts[q];
+    parallel.run_ranges(m, 16, [&](std::int64_t from, std::int64_t to, int) {
+      for (std::int64_t q = from; q < to; ++q) compare(q);
+      selection.finish(from, to, squared_distance, row);
+    });
+    for (std::int64_t q = 0; q < m; ++q) compared += counts[q].compared;
     return {};
   }
 };

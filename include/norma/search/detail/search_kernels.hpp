@@ -22,6 +22,7 @@ struct SearchKernels {
 
 inline constexpr double kRoundingUnit = 0x1p-24;  // of float
 inline constexpr double kLargest = 0x1p126;       // sums below it have not overflowed in float
+inline constexpr double kSmallest = 0x1p-100;     // what denormal squares lose does not count against it
 
 }  // namespace norma::search::detail
 
@@ -31,14 +32,7 @@ inline constexpr double kLargest = 0x1p126;       // sums below it have not over
 
 namespace norma::search::detail {
 
-inline const SearchKernels& search_kernels(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::kSearchKernels;
-  if (set == InstructionSet::avx2) return simd::avx2::kSearchKernels;
-#endif
-  (void)set;
-  return simd::generic::kSearchKernels;
-}
+inline const SearchKernels& search_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kSearchKernels); }
 
 /// What turns a product a * b in float into a proven lower bound of |a - b|^2 less what depends on a alone:
 /// low - 2 product - slack |a|.

@@ -90,7 +90,7 @@ NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE float rough_squares(const float* a, const 
 NORMA_SIMD_TARGET inline double squared_distance(const float* a, const float* b, std::int64_t count, double limit) {
   // Differences, squares and at most `count` additions of what is not negative round down by (count + 3) units at most.
   const double room = 1.0 + 2.0 * static_cast<double>(count + 4) * search::detail::kRoundingUnit;
-  if (limit * room < search::detail::kLargest) {
+  if (limit * room < search::detail::kLargest && limit > search::detail::kSmallest) {
     const double rough = static_cast<double>(rough_squares(a, b, count, static_cast<float>(limit * room)));
     if (rough > limit * room && rough < search::detail::kLargest) return rough;
   }
