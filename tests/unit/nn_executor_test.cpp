@@ -1071,3 +1071,74 @@ TEST_CASE("executor: the workspace is known before anything is loaded") {
   }
   CHECK(executor->weight_bytes() >= static_cast<std::size_t>(plan.summary().parameters - 24) * sizeof(float) - 24 * sizeof(float));
 }
+
+// Maps of a mebibyte between three convolutions do not go through memory: the same bits as with a tap between, which keeps the steps apart.
+TEST_CASE("executor: three convolutions that run as one give the bits of the three") {
+  struct Case {
+    int channels, wide, out, kernel, stride;
+    bool adds, stem;  // a residual; something before the first of the three
+  };
+  for (const Case& c : {Case{8, 64, 8, 3, 1, true, true}, Case{8, 64, 12, 3, 2, false, true}, Case{12, 70, 12, 5, 1, true, true},
+                        Case{3, 64, 24, 5, 2, false, false}, Case{64, 64, 64, 3, 1, true, true}}) {
+    CAPTURE(c.channels);
+    CAPTURE(c.wide);
+    CAPTURE(c.kernel);
+    CAPTURE(c.stride);
+    Network<10> net;
+    Builder& b = net.b;
+    int x = b.input(3);
+    if (c.stem) x = b.convolution(x, {.name = "stem", .out_channels = c.channels, .kernel = 3, .padding = 1, .activation = Activation::relu});
+    const int expand = b.convolution(x, {.name = "expand", .out_channels = c.wide, .norm = "bn1", .activation = Activation::relu6});
+    const int depthwise = b.convolution(expand, {.name = "dw",
+                                                 .out_channels = c.wide,
+                                                 .kernel = c.kernel,
+                                                 .stride = c.stride,
+                                                 .padding = c.kernel / 2,
+                                                 .groups = c.wide,
+                                                 .norm = "bn2",
+                                                 .activation = Activation::relu6});
+    int y = b.convolution(depthwise, {.name = "project", .out_channels = c.out, .norm = "bn3"});
+    if (c.adds) y = b.add(y, x);
+    const int tail = b.convolution(y, {.name = "tail", .out_channels = 5, .bias = true});
+    const auto one = Plan::create(*net.graph, std::vector<int>{y, tail}, 64, 65);
+    const auto only_tail = Plan::create(*net.graph, std::vector<int>{tail}, 64, 65);
+    const auto apart = Plan::create(*net.graph, std::vector<int>{y, tail, expand}, 64, 65);
+    const auto small = Plan::create(*net.graph, std::vector<int>{y, tail}, 60, 65);
+    REQUIRE((one.ok() && only_tail.ok() && apart.ok() && small.ok()));
+    const int first = c.stem ? 1 : 0;
+    CHECK(runs_as_one(*one, first));
+    CHECK(runs_as_one(*only_tail, first));
+    CHECK(!runs_as_one(*apart, first));
+    CHECK(!runs_as_one(*one, first + 1));
+    CHECK(runs_as_one(*small, first) == (60 * 65 * c.wide * 4 >= (1 << 20)));
+    const auto weights = to_weights(random_store(*one));
+    for (const std::int64_t batch : {1, 2}) {
+      const auto input = norma::test::normal_tensor(batch, {64, 65, 3}, 40);
+      std::vector<std::vector<float>> want;
+      // With forty workers their bands do not find room in the wide map, and the steps run one after the other.
+      for (const int threads : {1, 2, 3, 40}) {
+        ThreadPool pool(threads);
+        for (const Plan* plan : {&*apart, &*one, &*only_tail}) {
+          const auto executor = Executor::create(*plan, weights);
+          REQUIRE(executor.ok());
+          Scratch memory(executor->workspace_bytes(batch, threads));
+          Arena arena = memory.arena();
+          std::vector<TensorView<const float>> taps(plan->taps().size());
+          std::vector<int> seen;
+          const StepTimer timer{&seen, [](void* context, int step, double) { static_cast<std::vector<int>*>(context)->push_back(step); }};
+          REQUIRE(executor->run(input.view(), arena, pool.parallel(), taps, timer).ok());
+          for (std::size_t s = 0; s < seen.size(); ++s) CHECK(seen[s] == static_cast<int>(s));
+          CHECK(seen.size() == plan->steps().size());
+          if (want.empty()) {
+            for (const auto& tap : taps) want.emplace_back(tap.data, tap.data + tap.count());
+          }
+          for (std::size_t t = 0; t < taps.size() && t < 2; ++t) {
+            const auto& expected = want[plan == &*only_tail ? 1 : t];
+            REQUIRE(taps[t].count() == static_cast<std::int64_t>(expected.size()));
+            CHECK(std::memcmp(taps[t].data, expected.data(), expected.size() * sizeof(float)) == 0);
+          }
+        }
+      }
+    }
+  }
+}

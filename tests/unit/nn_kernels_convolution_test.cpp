@@ -104,6 +104,9 @@ TEST_CASE("convolution: pointwise") {
   for (const auto set : test::instruction_sets()) {
     check_case({1, {5, 7, 13}, 17, square(1, 1, 0)}, set);
     check_case({2, {4, 4, 64}, 33, square(1, 1, 0)}, set);
+    // Whole register tiles and what is left, output channels that end with every part of a vector.
+    for (const std::int64_t out : {1, 7, 8, 12, 16, 19, 24, 28, 32, 40, 48, 56}) check_case({1, {9, 11, 12}, out, square(1, 1, 0)}, set);
+    check_case({3, {13, 14, 24}, 24, square(1, 1, 0)}, set);
   }
   CHECK(nn::convolution_algorithm({5, 7, 13}, 17, square(1, 1, 0)) == ConvolutionAlgorithm::pointwise);
 }
@@ -121,6 +124,13 @@ TEST_CASE("convolution: gathered windows, strides, padding, dilation, groups") {
     check_case({1, {3, 3, 2}, 3, square(3, 1, 0)}, set);
     check_case({1, {1, 1, 3}, 5, square(3, 1, 1)}, set);
     check_case({1, {20, 20, 7}, 3, square(5, 3, 2)}, set);
+    // Wide enough for windows that are multiplied where they lie, with tiles at every border and a rest at the end of a line.
+    check_case({1, {11, 64, 3}, 24, square(3, 2, 1)}, set);
+    check_case({2, {7, 59, 3}, 40, square(7, 2, 3)}, set);
+    check_case({1, {6, 45, 5}, 8, square(3, 1, 1)}, set);
+    check_case({1, {5, 70, 4}, 17, {2, 5, 2, 1, 0, 1, 1, 4, 1}}, set);
+    check_case({1, {5, 60, 20}, 33, square(1, 2, 0)}, set);
+    check_case({1, {9, 33, 11}, 5, {3, 3, 1, 1, 0, 0, 0, 0, 1}}, set);
   }
 }
 
@@ -133,6 +143,17 @@ TEST_CASE("convolution: depthwise") {
     check_case({1, {4, 21, 16}, 16, square(5, 1, 2, 16)}, set);
     check_case({1, {9, 9, 16}, 16, square(3, 1, 2, 16, 2)}, set);
     check_case({1, {2, 2, 16}, 16, square(5, 1, 2, 16)}, set);
+    // Blocks of eight outputs, whole and in part, several blocks of channels, bands of lines.
+    for (const std::int64_t width : {7, 8, 9, 14, 17, 30}) {
+      for (const int kernel : {3, 5}) {
+        for (const int stride : {1, 2}) check_case({1, {11, width, 72}, 72, square(kernel, stride, kernel / 2, 72)}, set);
+      }
+    }
+    check_case({2, {5, 20, 145}, 145, square(3, 1, 1, 145)}, set);
+    check_case({1, {6, 20, 32}, 32, {3, 3, 2, 1, 0, 0, 1, 1, 32}}, set);
+    check_case({1, {6, 20, 32}, 32, {5, 5, 1, 1, 4, 4, 4, 4, 32}}, set);
+    check_case({1, {9, 9, 16}, 16, square(3, 3, 1, 16)}, set);
+    check_case({1, {9, 12, 20}, 20, square(7, 1, 3, 20)}, set);
   }
   CHECK(nn::convolution_algorithm({6, 7, 8}, 8, square(3, 1, 1, 8)) == ConvolutionAlgorithm::depthwise);
   CHECK(nn::convolution_algorithm({6, 7, 8}, 16, square(3, 1, 1, 8)) == ConvolutionAlgorithm::im2col);
@@ -178,20 +199,22 @@ TEST_CASE("convolution: Winograd's rms error is about 1e-6 of the output's rms")
 }
 
 TEST_CASE("convolution: no bias, no residual, every activation") {
-  const Case c{1, {6, 6, 9}, 19, square(3, 2, 1)};
-  const auto x = test::normal_tensor(c.batch, c.in, 30);
-  const auto w = weights_of(c);
-  for (const auto set : test::instruction_sets()) {
-    const auto plain = run(c, set, {}, nullptr, {}, Activation::none, x.view(), w);
-    for (const auto activation : test::kActivations) {
-      CAPTURE(static_cast<int>(activation));
-      const auto y = run(c, set, {}, nullptr, {}, activation, x.view(), w);
-      bool good = true;
-      for (std::int64_t i = 0; i < y.view().count(); ++i) {
-        const double want = test::activate(static_cast<double>(plain.data()[i]), activation);
-        good = good && std::abs(static_cast<double>(y.data()[i]) - want) <= 4e-7 * std::abs(want) + 2e-7;
+  for (const Case& c : {Case{1, {6, 6, 9}, 19, square(3, 2, 1)}, Case{1, {7, 9, 20}, 24, square(1, 1, 0)},
+                        Case{1, {6, 19, 40}, 40, square(3, 1, 1, 40)}, Case{1, {5, 60, 3}, 16, square(3, 2, 1)}}) {
+    for (const auto set : test::instruction_sets()) {
+      const auto x = test::normal_tensor(c.batch, c.in, 30);
+      const auto w = weights_of(c);
+      const auto plain = run(c, set, {}, nullptr, {}, Activation::none, x.view(), w);
+      for (const auto activation : test::kActivations) {
+        CAPTURE(static_cast<int>(activation));
+        const auto y = run(c, set, {}, nullptr, {}, activation, x.view(), w);
+        bool good = true;
+        for (std::int64_t i = 0; i < y.view().count(); ++i) {
+          const double want = test::activate(static_cast<double>(plain.data()[i]), activation);
+          good = good && std::abs(static_cast<double>(y.data()[i]) - want) <= 4e-7 * std::abs(want) + 2e-7;
+        }
+        CHECK(good);
       }
-      CHECK(good);
     }
   }
 }
@@ -199,7 +222,8 @@ TEST_CASE("convolution: no bias, no residual, every activation") {
 TEST_CASE("convolution: bit-equal for any number of threads, residual in place") {
   for (const auto set : test::instruction_sets()) {
     for (const Case& c : {Case{1, {14, 14, 32}, 48, square(1, 1, 0)}, Case{2, {17, 15, 8}, 24, square(3, 2, 1)},
-                          Case{1, {19, 14, 40}, 40, square(3, 1, 1, 40)}, Case{1, {28, 28, 32}, 32, square(3, 1, 1)},
+                          Case{1, {19, 14, 40}, 40, square(3, 1, 1, 40)}, Case{2, {23, 60, 3}, 24, square(3, 2, 1)},
+                          Case{1, {30, 30, 16}, 24, square(1, 1, 0)}, Case{1, {28, 28, 32}, 32, square(3, 1, 1)},
                           Case{3, {9, 10, 16}, 40, square(3, 1, 1)}, Case{1, {12, 12, 32}, 96, square(3, 1, 1)}}) {
       const Shape out = nn::convolution_output(c.in, c.geometry, c.out_channels);
       const auto x = test::normal_tensor(c.batch, c.in, 31);
@@ -224,25 +248,27 @@ TEST_CASE("convolution: bit-equal for any number of threads, residual in place")
 
 TEST_CASE("convolution: a NaN pixel reaches every output that sees it") {
   for (const auto set : test::instruction_sets()) {
-    for (const auto& g : {square(3, 1, 1), square(3, 2, 1), square(1, 1, 0), square(3, 1, 1, 32)}) {
-      const Case c{1, {12, 12, 32}, 32, g};
-      auto x = test::normal_tensor(1, c.in, 33);
-      x.view()(0, 5, 6, 3) = std::numeric_limits<float>::quiet_NaN();
-      const auto y = run(c, set, {}, nullptr, {}, Activation::relu, x.view(), weights_of(c));
-      const Shape out = y.shape();
-      bool seen = true;
-      std::int64_t clean = 0;
-      for (std::int64_t oy = 0; oy < out.height; ++oy) {
-        for (std::int64_t ox = 0; ox < out.width; ++ox) {
-          const std::int64_t dy = 5 - (oy * g.stride - g.pad_top), dx = 6 - (ox * g.stride - g.pad_left);
-          const bool sees = dy >= 0 && dy < g.kernel_height && dx >= 0 && dx < g.kernel_width;
-          const float value = y.view()(0, oy, ox, 3);
-          if (sees) seen = seen && std::isnan(value);
-          if (!std::isnan(value)) ++clean;
+    for (const auto& g : {square(3, 1, 1), square(3, 2, 1), square(1, 1, 0), square(3, 1, 1, 32), square(5, 1, 2, 32)}) {
+      for (const std::int64_t width : {12, 64}) {
+        const Case c{1, {12, width, 32}, 32, g};
+        auto x = test::normal_tensor(1, c.in, 33);
+        x.view()(0, 5, 6, 3) = std::numeric_limits<float>::quiet_NaN();
+        const auto y = run(c, set, {}, nullptr, {}, g.groups == 1 ? Activation::relu : Activation::relu6, x.view(), weights_of(c));
+        const Shape out = y.shape();
+        bool seen = true;
+        std::int64_t clean = 0;
+        for (std::int64_t oy = 0; oy < out.height; ++oy) {
+          for (std::int64_t ox = 0; ox < out.width; ++ox) {
+            const std::int64_t dy = 5 - (oy * g.stride - g.pad_top), dx = 6 - (ox * g.stride - g.pad_left);
+            const bool sees = dy >= 0 && dy < g.kernel_height && dx >= 0 && dx < g.kernel_width;
+            const float value = y.view()(0, oy, ox, 3);
+            if (sees) seen = seen && std::isnan(value);
+            if (!std::isnan(value)) ++clean;
+          }
         }
+        CHECK(seen);
+        CHECK(clean >= out.positions() - 36);  // Winograd spreads it over the tiles that read it, not further
       }
-      CHECK(seen);
-      CHECK(clean >= out.positions() - 36);  // Winograd spreads it over the tiles that read it, not further
     }
   }
 }

@@ -25,6 +25,7 @@
 #include <norma/nn/kernels/attention.hpp>
 #include <norma/nn/kernels/convolution.hpp>
 #include <norma/nn/kernels/elementwise.hpp>
+#include <norma/nn/kernels/inverted_residual.hpp>
 #include <norma/nn/kernels/pooling.hpp>
 #include <norma/nn/plan.hpp>
 
@@ -88,13 +89,33 @@ constexpr std::size_t workspace_bytes(const Plan& plan, std::int64_t batch, int 
   return arena_bytes<std::byte>(static_cast<std::int64_t>(most));
 }
 
+/// Whether steps first, first + 1 and first + 2 run as one `inverted_residual`: their maps between are read by nobody else and the wide one is
+/// larger than a second-level cache (below that nothing is gained).
+constexpr bool runs_as_one(const Plan& plan, int first) noexcept {
+  constexpr std::int64_t kSmallest = 1 << 20;
+  const auto steps = plan.steps();
+  if (first + 2 >= static_cast<int>(steps.size())) return false;
+  const Step* step = steps.data() + first;
+  if (step[0].out.count() * 4 < kSmallest) return false;
+  for (int i = 0; i < 3; ++i) {
+    const Node& node = plan.graph()[step[i].node];
+    if (node.op != Op::convolution || node.transposed || node.dilation != 1) return false;
+    const auto wanted = i == 1 ? ConvolutionAlgorithm::depthwise : ConvolutionAlgorithm::pointwise;
+    if (convolution_algorithm(step[i].in, step[i].out.channels, convolution_geometry(node, step[i].padding)) != wanted) return false;
+    if (i == 2) break;
+    if (step[i].residual >= 0 || step[i + 1].inputs[0] != step[i].value || plan.last_use(step[i].value) != first + i + 1) return false;
+  }
+  return step[2].residual != step[0].value && step[2].residual != step[1].value;
+}
+
 /// What to do with tensors of a weight file that belong to no node of the graph, asked for or not.
 enum class SurplusTensors : std::uint8_t {
   refuse,  ///< a weight file: another network's weights, even if all shapes happen to fit
   allow,   ///< a model file, which holds other things beside the network
 };
 
-/// Told how long each step took. Unused, it costs nothing.
+/// Told how long each step took; of steps that run as one (`runs_as_one`) the last is told their time and the others none. Unused, it costs
+/// nothing.
 struct StepTimer {
   void* context = nullptr;
   void (*function)(void* context, int step, double seconds) = nullptr;
@@ -152,6 +173,11 @@ class Executor {
 
   void run_step(const Step& step, const Layer& layer, std::span<const TensorView<const float>> in, TensorView<const float> residual,
                 TensorView<float> out, Parallel parallel, Arena& arena) const;
+
+  // Three steps from `first` on as one. Its scratch and, where the output would lie over what is still read, the output lie in the memory of
+  // the wide map, which is not written. Whether there is room for that.
+  bool run_as_one(std::size_t first, TensorView<const float> x, TensorView<const float> residual, TensorView<float> wide,
+                  TensorView<float> out, Parallel parallel) const;
 
   Plan plan_;
   std::vector<Layer> layers_;  // one a step
@@ -476,12 +502,25 @@ inline Status Executor::run(TensorView<const float> input, Arena& arena, Paralle
     return TensorView<float>(reinterpret_cast<float*>(memory + plan_.offset(node) * input.batch), input.batch, plan_.shape(node));
   };
   const auto read = [&](int node) { return node == 0 ? input : TensorView<const float>(value(node)); };
+  const auto residual_of = [&](const Step& step) { return step.residual >= 0 ? read(step.residual) : TensorView<const float>(); };
   for (std::size_t s = 0; s < steps.size(); ++s) {
     const Step& step = steps[s];
+    if (runs_as_one(plan_, static_cast<int>(s))) {
+      const Step& last = steps[s + 2];
+      const auto start = std::chrono::steady_clock::now();
+      if (run_as_one(s, read(step.inputs[0]), residual_of(last), value(step.value), value(last.value), parallel)) {
+        s += 2;
+        if (timer.function != nullptr) {
+          const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+          for (int i = 2; i >= 0; --i) timer.function(timer.context, static_cast<int>(s) - i, i == 0 ? spent : 0.0);
+        }
+        continue;
+      }
+    }
     std::array<TensorView<const float>, 4> in;
     for (int i = 0; i < step.input_count; ++i) in[static_cast<std::size_t>(i)] = read(step.inputs[static_cast<std::size_t>(i)]);
     const auto inputs = std::span<const TensorView<const float>>(in.data(), static_cast<std::size_t>(step.input_count));
-    const auto residual = step.residual >= 0 ? read(step.residual) : TensorView<const float>();
+    const auto residual = residual_of(step);
     const std::int64_t values_end = step.values_end * input.batch;
     Arena scratch(std::span(memory + values_end, needed - static_cast<std::size_t>(values_end)));
     if (timer.function == nullptr) {
@@ -554,6 +593,34 @@ inline void slice_channels(TensorView<const float> x, std::int64_t offset, Tenso
 }
 
 }  // namespace detail
+
+inline bool Executor::run_as_one(std::size_t first, TensorView<const float> x, TensorView<const float> residual, TensorView<float> wide,
+                                 TensorView<float> out, Parallel parallel) const {
+  const auto layer = [&](std::size_t s) {
+    const Buffer<float>& bias = layers_[s].shift;
+    return ConvolutionLayer{layers_[s].convolution, bias.empty() ? nullptr : bias.data(), plan_.steps()[s].activation};
+  };
+  const auto overlap = [](TensorView<const float> a, TensorView<const float> b) {
+    return a.data < b.data + b.count() && b.data < a.data + a.count();
+  };
+  const bool aside = overlap(out, x) || overlap(out, wide);
+  const std::size_t room = static_cast<std::size_t>(wide.count()) * sizeof(float);
+  const std::size_t scratch_bytes =
+      inverted_residual_scratch_bytes(wide.shape(), out.shape(), layers_[first + 1].convolution.geometry(), parallel.workers());
+  if (room < scratch_bytes + (aside ? arena_bytes<float>(out.count()) : 0)) return false;
+  Arena arena(std::span(reinterpret_cast<std::byte*>(wide.data), room));
+  const TensorView<float> y = aside ? TensorView<float>(arena.take<float>(out.count()), out.batch, out.shape()) : out;
+  inverted_residual(x, layer(first), layer(first + 1), layer(first + 2), y, residual, parallel, arena);
+  if (!aside) return true;
+  if (overlap(out, y)) {
+    std::memmove(out.data, y.data, static_cast<std::size_t>(out.count()) * sizeof(float));
+    return true;
+  }
+  parallel.run_ranges(out.count(), 16384, [&](std::int64_t from, std::int64_t to, int) {
+    std::memcpy(out.data + from, y.data + from, static_cast<std::size_t>(to - from) * sizeof(float));
+  });
+  return true;
+}
 
 inline void Executor::run_step(const Step& step, const Layer& layer, std::span<const TensorView<const float>> in,
                                TensorView<const float> residual, TensorView<float> out, Parallel parallel, Arena& arena) const {

@@ -3,15 +3,17 @@
 ///
 /// Algorithms, chosen from the shapes when the weights are packed:
 ///   pointwise   1x1, stride 1: the matrix product of all positions
-///   depthwise   one channel a group: direct, vectors over channels
+///   depthwise   one channel a group: direct, vectors over channels, eight outputs of a line together
 ///   winograd    3x3, stride 1, enough channels and tiles: F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308), a quarter of the products;
 ///               rms error about 1e-6 of the output's rms; NaN or infinity reaches all outputs of the 4x4 tiles that read it
-///   im2col      everything else: the windows of some rows of the output are gathered into scratch and multiplied
+///   im2col      everything else: the windows of some rows of the output are gathered into scratch and multiplied; with small weights, where
+///               a window's lines are pieces of the map, they are multiplied there without being gathered
 /// Transposed convolution is cut into stride x stride ordinary ones, one for each phase of the output.
 /// Bits do not depend on the number of workers.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -70,18 +72,51 @@ constexpr ConvolutionAlgorithm convolution_algorithm(Shape in, std::int64_t out_
 
 namespace detail {
 
-/// One output row of a depthwise convolution, as the inner loop needs it.
-struct DepthwiseRow {
-  const float* x;  // one image
+/// An activation that only limits its input, as most do in convolutional networks.
+struct Limits {
+  bool known;  // whether it is one; if not, the limits let everything pass
+  float low, high;
+};
+constexpr Limits limits_of(Activation activation) noexcept {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  switch (activation) {
+    case Activation::none: return {true, -kInfinity, kInfinity};
+    case Activation::relu: return {true, 0.0f, kInfinity};
+    case Activation::relu6: return {true, 0.0f, 6.0f};
+    default: return {false, -kInfinity, kInfinity};
+  }
+}
+
+/// Some output rows of a depthwise convolution.
+struct DepthwiseRows {
+  const float* x;  // one image, or its last lines: line i lies at i modulo `held`
+  std::int64_t held;
   std::int64_t height, width, channels, out_width;
-  std::int64_t top;  // input row of the first tap, may be negative
+  std::int64_t top;   // input row of the first row's first tap, may be negative
+  std::int64_t rows;  // of the output
   std::int64_t pad_left;
   int kernel_height, kernel_width, stride, dilation;
   const float* weights;   // [taps, channels]
   const float* bias;      // or null
-  const float* residual;  // this row's, or null
-  float* y;               // this row
+  const float* residual;  // of the first row, or null
+  float* y;               // of the first row
   Activation activation;
+  Limits limits;  // of the activation
+};
+
+/// One register tile of a product with its epilogue; as many rows as the matrix product's tiles have at most.
+struct ProductTile {
+  const float* a;          // row r, segment s begins at a + r stride + s segment_stride
+  std::int64_t stride;
+  std::int64_t segments, length, segment_stride;
+  const float* panel;      // [segments * length, panel width]
+  std::int64_t columns;    // of the panel that exist, at least 1
+  float* y;                // of the tile, [rows, y_stride]
+  std::int64_t y_stride;
+  const float* bias;       // of the panel's first column, or null
+  const float* residual;   // beside y, or null
+  std::int64_t residual_stride;
+  Limits limits;
 };
 
 /// Where the outputs of one tile and one panel of output channels go.
@@ -105,8 +140,9 @@ struct WinogradWeights {
 };
 
 struct ConvolutionKernels {
+  void (*product_tile)(const ProductTile& tile);
   void (*winograd_weights)(const WinogradWeights& weights);
-  void (*depthwise_row)(const DepthwiseRow& row);
+  void (*depthwise_rows)(const DepthwiseRows& rows);
   void (*winograd_input_tile)(const float* const* from, std::int64_t channels, float* to, std::int64_t point_stride);
   void (*winograd_output_tile)(const WinogradOutput& out, const float* m, std::int64_t point_stride);
 };
@@ -293,7 +329,7 @@ struct WinogradScratch {
 /// Scratch of `convolution` for any batch; `in` as it was when the weights were packed.
 constexpr std::size_t convolution_scratch_bytes(Shape in, std::int64_t out_channels, const ConvolutionGeometry& g, int workers) noexcept {
   switch (convolution_algorithm(in, out_channels, g)) {
-    case ConvolutionAlgorithm::pointwise: return linalg::gemm_scratch_bytes(in.positions(), out_channels, in.channels, workers);
+    case ConvolutionAlgorithm::pointwise:
     case ConvolutionAlgorithm::depthwise: return 0;
     case ConvolutionAlgorithm::winograd: return static_cast<std::size_t>(workers) * detail::WinogradScratch(in.channels).bytes();
     case ConvolutionAlgorithm::im2col: break;
@@ -307,6 +343,66 @@ namespace detail {
 /// The position that a mirror shows at `i`; positions further out than the input is long stay outside.
 constexpr std::int64_t mirrored(std::int64_t i, std::int64_t size) noexcept { return i < 0 ? -i : i >= size ? 2 * (size - 1) - i : i; }
 
+/// How a product over all positions is cut into tasks: whole register tiles, as many tasks for every worker.
+inline linalg::detail::Split split_positions(std::int64_t positions, const linalg::PackedMatrix& b, int workers) noexcept {
+  const std::int64_t height = linalg::detail::gemm_kernels(b.instructions()).rows;
+  auto split = linalg::detail::split_output(positions, b.panels(), b.panel() * b.k() * 4, height, workers);
+  if (workers <= 1) return split;
+  const std::int64_t tiles = (positions + height - 1) / height;
+  std::int64_t each = (split.rows + height - 1) / height;
+  const auto uneven = [&] { return (tiles + each - 1) / each % workers != 0; };
+  if (each < tiles) {
+    while (each > 1 && uneven()) --each;
+  }
+  split.rows = each * height;
+  return split;
+}
+
+/// What a task of products writes: rows from y on, with what is added to them and their limits.
+struct ProductOutput {
+  float* y;  // [rows, stride]
+  std::int64_t stride;
+  const float* bias;      // of all columns, or null
+  const float* residual;  // beside y, or null
+  std::int64_t residual_stride;
+  Activation activation;
+};
+
+/// y = activation(a b^T + bias + residual) for `rows` rows of a and the panels [first_panel, last_panel) of b. The bits of a row do not depend
+/// on how many rows there are, nor on where the epilogue happens.
+inline void multiply_positions(const PackedConvolution& weights, const linalg::PackedMatrix& b, linalg::detail::Rows a, std::int64_t rows,
+                               std::int64_t first_panel, std::int64_t last_panel, const ProductOutput& out) {
+  const auto& products = linalg::detail::gemm_kernels(b.instructions());
+  const auto& kernels = convolution_kernels(weights.instructions());
+  const Limits limits = limits_of(out.activation);
+  // Whole register tiles finish in their registers. Rows a multiple of 4 KiB apart want lower tiles (see multiply_rows).
+  const std::int64_t whole = limits.known && a.stride % 1024 != 0 ? rows / products.rows : 0;
+  const std::int64_t width = products.panel;
+  const std::int64_t block = std::max<std::int64_t>(1, linalg::detail::kPanelBlockBytes / (b.k() * width * 4));
+  for (std::int64_t from = first_panel; whole > 0 && from < last_panel; from += block) {
+    const std::int64_t to = std::min(from + block, last_panel);
+    for (std::int64_t t = 0; t < whole; ++t) {
+      const std::int64_t row = t * products.rows;
+      for (std::int64_t p = from; p < to; ++p) {
+        const std::int64_t col = p * width;
+        kernels.product_tile({a.data + row * a.stride, a.stride, 1, b.k(), 0, b.data() + col * b.k(), std::min(width, b.n() - col),
+                              out.y + row * out.stride + col, out.stride, out.bias == nullptr ? nullptr : out.bias + col,
+                              out.residual == nullptr ? nullptr : out.residual + row * out.residual_stride + col, out.residual_stride,
+                              limits});
+      }
+    }
+  }
+  const std::int64_t done = whole * products.rows;
+  if (done == rows) return;
+  const std::int64_t rest = rows - done;
+  const linalg::Epilogue epilogue{
+      out.bias, out.residual == nullptr ? MatrixView<const float>{} : MatrixView<const float>{out.residual, rows, b.n(), out.residual_stride},
+      out.activation};
+  const linalg::detail::StoreTile finish{products, {out.y, rows, b.n(), out.stride}, epilogue};
+  linalg::detail::multiply_rows(products, {a.data + done * a.stride, a.stride}, done, rest, b.data(), b.n(), b.k(), first_panel, last_panel, 0,
+                                finish);
+}
+
 /// Copies the windows of output positions [first, first + count) (counted over batch, height, width), channels [channel, channel +
 /// channels), as rows [kernel_height, kernel_width, channels] to `to`.
 inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry& g, Shape out, std::int64_t channel, std::int64_t channels,
@@ -315,6 +411,11 @@ inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry&
   const std::int64_t line_stride = x.width * x.channels;
   // Outputs of a line whose window lies inside the map horizontally; a window's line is then one piece of memory.
   const bool pieces = g.dilation == 1 && channels == x.channels;
+  const std::int64_t piece = g.kernel_width * channels;
+  // Short pieces are copied in whole vectors: what comes too much is overwritten by the next piece or lies between the rows of `to`.
+  constexpr std::int64_t kCopied = 16;
+  const bool short_pieces = piece <= 2 * kCopied && to_stride >= g.kernel_height * piece + kCopied;
+  const float* end = x.data + x.batch * x.height * line_stride;
   const std::int64_t first_inside = (g.pad_left + g.stride - 1) / g.stride;
   const std::int64_t last_inside = x.width < g.kernel_width - g.pad_left ? 0 : (x.width - g.kernel_width + g.pad_left) / g.stride + 1;
   for (std::int64_t i = 0; i < count;) {
@@ -327,9 +428,18 @@ inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry&
       const std::int64_t run = std::min(count - i, last_inside - ox);
       const float* corner = x.data + (image * x.height + top) * line_stride + left * x.channels;
       for (std::int64_t r = 0; r < run; ++r) {
+        const float* from = corner + r * g.stride * x.channels;
+        float* window = row + r * to_stride;
+        if (short_pieces && from + (g.kernel_height - 1) * line_stride + linalg::detail::round_up(piece, kCopied) <= end) {
+          for (std::int64_t ky = 0; ky < g.kernel_height; ++ky) {
+            for (std::int64_t j = 0; j < piece; j += kCopied) {
+              std::memcpy(window + ky * piece + j, from + ky * line_stride + j, kCopied * sizeof(float));
+            }
+          }
+          continue;
+        }
         for (std::int64_t ky = 0; ky < g.kernel_height; ++ky) {
-          std::memcpy(row + r * to_stride + ky * g.kernel_width * channels, corner + r * g.stride * x.channels + ky * line_stride,
-                      bytes * static_cast<std::size_t>(g.kernel_width));
+          std::memcpy(window + ky * piece, from + ky * line_stride, bytes * static_cast<std::size_t>(g.kernel_width));
         }
       }
       i += run;
@@ -349,6 +459,51 @@ inline void gather_windows(TensorView<const float> x, const ConvolutionGeometry&
       }
     }
     ++i;
+  }
+}
+
+/// Whether windows are multiplied where they lie in the map: their lines are pieces of memory, and the packed weights stay in the second-level
+/// cache while the tiles of a line walk past them.
+inline bool multiplies_in_place(const PackedConvolution& weights, std::int64_t out_width, Activation activation) noexcept {
+  const ConvolutionGeometry& g = weights.geometry();
+  const linalg::PackedMatrix& product = weights.product(0);
+  const bool whole_tiles = out_width >= 2 * linalg::detail::gemm_kernels(product.instructions()).rows;
+  return g.groups == 1 && g.dilation == 1 && whole_tiles && limits_of(activation).known &&
+         product.n() * product.k() * 4 <= linalg::detail::kPanelBlockBytes;
+}
+
+/// Lines [first, last) of the output (counted over the batch). Tiles of positions whose windows reach over the map's border are gathered
+/// into `scratch`, rows `stride` apart.
+inline void convolve_lines(TensorView<const float> x, const PackedConvolution& weights, TensorView<float> y, const float* bias,
+                           const float* residual, Activation activation, std::int64_t first, std::int64_t last, float* scratch,
+                           std::int64_t stride) {
+  const ConvolutionGeometry& g = weights.geometry();
+  const linalg::PackedMatrix& product = weights.product(0);
+  const auto& kernels = convolution_kernels(weights.instructions());
+  const std::int64_t rows = linalg::detail::gemm_kernels(weights.instructions()).rows, panel = product.panel();
+  const std::int64_t line_stride = x.width * x.channels;
+  const Limits limits = limits_of(activation);
+  for (std::int64_t line = first; line < last; ++line) {
+    const std::int64_t top = line % y.height * g.stride - g.pad_top;
+    const bool lines_inside = top >= 0 && top + g.kernel_height <= x.height;
+    for (std::int64_t ox = 0; ox < y.width; ox += rows) {
+      const std::int64_t count = std::min(rows, y.width - ox);
+      const std::int64_t left = ox * g.stride - g.pad_left;
+      const std::int64_t at = (line * y.width + ox) * y.channels;
+      if (count < rows || !lines_inside || left < 0 || left + (rows - 1) * g.stride + g.kernel_width > x.width) {
+        gather_windows(x, g, y.shape(), 0, x.channels, line * y.width + ox, count, scratch, stride);
+        multiply_positions(weights, product, {scratch, stride}, count, 0, product.panels(),
+                           {y.data + at, y.channels, bias, residual == nullptr ? nullptr : residual + at, y.channels, activation});
+        continue;
+      }
+      const float* corner = x.image(line / y.height).data + top * line_stride + left * x.channels;
+      for (std::int64_t col = 0; col < y.channels; col += panel) {
+        kernels.product_tile({corner, g.stride * x.channels, g.kernel_height, g.kernel_width * x.channels, line_stride,
+                              product.data() + col * product.k(), std::min(panel, y.channels - col), y.data + at + col, y.channels,
+                              bias == nullptr ? nullptr : bias + col, residual == nullptr ? nullptr : residual + at + col, y.channels,
+                              limits});
+      }
+    }
   }
 }
 
@@ -449,20 +604,31 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
   if (positions == 0) return;
 
   if (weights.algorithm() == ConvolutionAlgorithm::pointwise) {
-    linalg::gemm(x.patches(), weights.product(0), y.patches(),
-                 {bias, more != nullptr ? residual.patches() : MatrixView<const float>{}, activation}, parallel, arena);
+    const linalg::PackedMatrix& product = weights.product(0);
+    const auto split = detail::split_positions(positions, product, parallel.workers());
+    const std::int64_t row_tasks = (positions + split.rows - 1) / split.rows;
+    const std::int64_t column_tasks = (product.panels() + split.panels - 1) / split.panels;
+    parallel.run(row_tasks * column_tasks, [&](std::int64_t task, int) {
+      const std::int64_t first = task / column_tasks * split.rows;
+      const std::int64_t panel = task % column_tasks * split.panels;
+      detail::multiply_positions(weights, product, {x.data + first * x.channels, x.channels}, std::min(split.rows, positions - first), panel,
+                                 std::min(panel + split.panels, product.panels()),
+                                 {y.data + first * y.channels, y.channels, bias, more == nullptr ? nullptr : more + first * y.channels,
+                                  y.channels, activation});
+    });
     return;
   }
   if (weights.algorithm() == ConvolutionAlgorithm::depthwise) {
     const auto& kernels = detail::convolution_kernels(weights.instructions());
-    parallel.run_ranges(y.batch * out.height, 4, [&](std::int64_t first, std::int64_t last, int) {
-      for (std::int64_t line = first; line < last; ++line) {
-        const std::int64_t oy = line % out.height;
-        const std::int64_t offset = line * out.width * out.channels;
-        kernels.depthwise_row({x.image(line / out.height).data, x.height, x.width, x.channels, out.width, oy * g.stride - g.pad_top,
-                               g.pad_left, g.kernel_height, g.kernel_width, g.stride, g.dilation, weights.depthwise(), bias,
-                               more == nullptr ? nullptr : more + offset, y.data + offset, activation});
-      }
+    const detail::Limits limits = detail::limits_of(activation);
+    const std::int64_t bands = (out.height + 3) / 4;
+    parallel.run(y.batch * bands, [&](std::int64_t task, int) {
+      const std::int64_t image = task / bands, oy = task % bands * 4;
+      const std::int64_t offset = (image * out.height + oy) * out.width * out.channels;
+      kernels.depthwise_rows({x.image(image).data, x.height, x.height, x.width, x.channels, out.width, oy * g.stride - g.pad_top,
+                              std::min<std::int64_t>(4, out.height - oy), g.pad_left, g.kernel_height, g.kernel_width, g.stride, g.dilation,
+                              weights.depthwise(), bias, more == nullptr ? nullptr : more + offset, y.data + offset, activation,
+                              limits});
     });
     return;
   }
@@ -471,7 +637,6 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
     return;
   }
 
-  const auto& kernels = linalg::detail::gemm_kernels(weights.instructions());
   const std::int64_t k = weights.product(0).k();
   const std::int64_t in_group = x.channels / g.groups;
   const std::int64_t out_group = out.channels / g.groups;
@@ -480,18 +645,21 @@ inline void convolution(TensorView<const float> x, const PackedConvolution& weig
   const Arena::Scope scope(arena);
   const auto piece = static_cast<std::int64_t>(arena_bytes<float>(detail::gathered_rows(k) * stride) / sizeof(float));
   float* scratch = arena.take<float>(piece * parallel.workers());
+  if (detail::multiplies_in_place(weights, out.width, activation)) {
+    parallel.run_ranges(y.batch * y.height, 4, [&](std::int64_t first, std::int64_t last, int worker) {
+      detail::convolve_lines(x, weights, y, bias, more, activation, first, last, scratch + worker * piece, stride);
+    });
+    return;
+  }
   for (std::int64_t group = 0; group < g.groups; ++group) {
     const auto& product = weights.product(group);
-    const linalg::Epilogue epilogue{
-        bias == nullptr ? nullptr : bias + group * out_group,
-        more == nullptr ? MatrixView<const float>{} : MatrixView<const float>{more + group * out_group, positions, out_group, out.channels},
-        activation};
-    const linalg::detail::StoreTile finish{kernels, {y.data + group * out_group, positions, out_group, out.channels}, epilogue};
     parallel.run_ranges(positions, grain, [&](std::int64_t first, std::int64_t last, int worker) {
       float* rows = scratch + worker * piece;
       detail::gather_windows(x, g, out, group * in_group, in_group, first, last - first, rows, stride);
-      linalg::detail::multiply_rows(kernels, {rows, stride}, first, last - first, product.data(), product.n(), k, 0, product.panels(),
-                                    worker, finish);
+      const std::int64_t at = first * out.channels + group * out_group;
+      detail::multiply_positions(weights, product, {rows, stride}, last - first, 0, product.panels(),
+                                 {y.data + at, out.channels, bias == nullptr ? nullptr : bias + group * out_group,
+                                  more == nullptr ? nullptr : more + at, out.channels, activation});
     });
   }
 }

@@ -1,27 +1,27 @@
-// Direct convolution of single channels, and the transforms of Winograd's algorithm. See linalg/detail/for_each_instruction_set.inl for the
-// macros.
+// Direct convolution of single channels, register tiles of products with their epilogue, and the transforms of Winograd's algorithm.
+// See linalg/detail/for_each_instruction_set.inl for the macros.
 namespace norma::simd::NORMA_SIMD {
 
 // One output position of a depthwise convolution, any window: y[c] = activation(sum over the taps inside the map + bias + residual).
 // `weights` is [taps, channels].
-NORMA_SIMD_TARGET inline void depthwise_position(const nn::detail::DepthwiseRow& r, std::int64_t ox, std::int64_t first_channel) {
+NORMA_SIMD_TARGET inline void depthwise_position(const nn::detail::DepthwiseRows& r, std::int64_t row, std::int64_t ox, std::int64_t first_channel) {
   const std::int64_t left = ox * r.stride - r.pad_left;
   for (std::int64_t c = first_channel; c < r.channels; c += kWidth) {
     const std::int64_t count = r.channels - c;
     const bool whole = count >= kWidth;
     Vec sum{};
     for (int ky = 0; ky < r.kernel_height; ++ky) {
-      const std::int64_t iy = r.top + ky * r.dilation;
+      const std::int64_t iy = r.top + row * r.stride + ky * r.dilation;
       if (iy < 0 || iy >= r.height) continue;
       for (int kx = 0; kx < r.kernel_width; ++kx) {
         const std::int64_t ix = left + kx * r.dilation;
         if (ix < 0 || ix >= r.width) continue;
-        const float* from = r.x + (iy * r.width + ix) * r.channels + c;
+        const float* from = r.x + (iy % r.held * r.width + ix) * r.channels + c;
         const float* weight = r.weights + (ky * r.kernel_width + kx) * r.channels + c;
         sum += whole ? load(from) * load(weight) : load_part(from, count) * load_part(weight, count);
       }
     }
-    const std::int64_t at = ox * r.channels + c;
+    const std::int64_t at = (row * r.out_width + ox) * r.channels + c;
     if (r.bias != nullptr) sum += whole ? load(r.bias + c) : load_part(r.bias + c, count);
     if (r.residual != nullptr) sum += whole ? load(r.residual + at) : load_part(r.residual + at, count);
     sum = activate(sum, r.activation);
@@ -29,78 +29,272 @@ NORMA_SIMD_TARGET inline void depthwise_position(const nn::detail::DepthwiseRow&
   }
 }
 
-// What input column J of a line adds to the four outputs that share it: output o meets it with tap J - o Stride.
-template <int Kernel, int Stride, int J>
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_column(Vec x, const Vec (&w)[Kernel], Vec& s0, Vec& s1, Vec& s2, Vec& s3) {
-  if constexpr (J >= 0 && J < Kernel) s0 += x * w[J];
-  if constexpr (J >= Stride && J < Stride + Kernel) s1 += x * w[J - Stride];
-  if constexpr (J >= 2 * Stride && J < 2 * Stride + Kernel) s2 += x * w[J - 2 * Stride];
-  if constexpr (J >= 3 * Stride && J < 3 * Stride + Kernel) s3 += x * w[J - 3 * Stride];
+// Keeps a vector that was loaded once in a register: GCC would read it from memory again for each of its uses.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void keep(Vec& v) {
+#if NORMA_X86_DISPATCH
+  __asm__ volatile("" : "+v"(v));
+#else
+  (void)v;
+#endif
 }
-template <int Kernel, int Stride, int... J>
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_line(std::integer_sequence<int, J...>, const float* x, std::int64_t channels,
-                                                          const Vec (&w)[Kernel], Vec& s0, Vec& s1, Vec& s2, Vec& s3) {
-  (depthwise_column<Kernel, Stride, J>(load(x + J * channels), w, s0, s1, s2, s3), ...);
-}
-template <int... K>
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void load_taps(std::integer_sequence<int, K...>, const float* from, std::int64_t channels,
-                                                     Vec (&w)[sizeof...(K)]) {
-  ((w[K] = load(from + K * channels)), ...);
-}
-NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void depthwise_finish(const nn::detail::DepthwiseRow& r, std::int64_t at, Vec sum, Vec shift) {
-  sum += shift;
-  if (r.residual != nullptr) sum += load(r.residual + at);
-  store(r.y + at, activate(sum, r.activation));
+// at_most(at_least(x, low), high) in two instructions, which the compilers do not find: the operation gives its second source for NaN and
+// for zeros of either sign.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE Vec limited(Vec x, Vec low, Vec high) {
+#if NORMA_X86_DISPATCH
+  if constexpr (kWidth >= 8) {
+    Vec y;
+    __asm__("vmaxps {%1, %2, %0|%0, %2, %1}" : "=v"(y) : "v"(x), "v"(low));
+    __asm__("vminps {%1, %2, %0|%0, %2, %1}" : "=v"(x) : "v"(y), "v"(high));
+    return x;
+  }
+#endif
+  const Vec y = low > x ? low : x;
+  return high < y ? high : y;
 }
 
-// Four neighbouring outputs whose columns are all inside the map; whole vectors of channels. Returns the first channel left undone.
-// Sums run over the taps in the same order as in depthwise_position.
+inline constexpr int kDepthwiseOutputs = 8;  // of a block
+alignas(64) inline constexpr float kZeros[kWidth] = {};
+
+// Eight neighbouring outputs of a square kernel share the columns of the map that they read: column J meets output o with tap J - o Stride.
+// Eight sums are as many multiply-adds as are under way at a time.
 template <int Kernel, int Stride>
-NORMA_SIMD_TARGET inline std::int64_t depthwise_four(const nn::detail::DepthwiseRow& r, std::int64_t ox) {
-  const std::int64_t first_line = r.top < 0 ? -r.top : 0;
-  const std::int64_t last_line = r.top + Kernel > r.height ? r.height - r.top : Kernel;
-  const std::int64_t left = ox * Stride - r.pad_left;
-  std::int64_t c = 0;
-  for (; c + kWidth <= r.channels; c += kWidth) {
-    Vec s0{}, s1{}, s2{}, s3{};
-    for (std::int64_t ky = first_line; ky < last_line; ++ky) {
-      Vec w[Kernel];
-      load_taps(std::make_integer_sequence<int, Kernel>{}, r.weights + ky * Kernel * r.channels + c, r.channels, w);
-      depthwise_line<Kernel, Stride>(std::make_integer_sequence<int, 3 * Stride + Kernel>{},
-                                     r.x + ((r.top + ky) * r.width + left) * r.channels + c, r.channels, w, s0, s1, s2, s3);
-    }
-    const Vec shift = r.bias != nullptr ? load(r.bias + c) : Vec{};
-    const std::int64_t at = ox * r.channels + c;
-    depthwise_finish(r, at, s0, shift);
-    depthwise_finish(r, at + r.channels, s1, shift);
-    depthwise_finish(r, at + 2 * r.channels, s2, shift);
-    depthwise_finish(r, at + 3 * r.channels, s3, shift);
+struct DepthwiseBlock {
+  static constexpr int kOutputs = kDepthwiseOutputs;
+  static constexpr int kColumns = (kOutputs - 1) * Stride + Kernel;
+  using Outputs = std::make_integer_sequence<int, kOutputs>;
+
+  template <int Tap>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void multiply(Vec x, const Vec (&w)[Kernel], Vec& sum) {
+    if constexpr (Tap >= 0 && Tap < Kernel) sum += x * w[Tap];
   }
-  return c;
+  template <int J, int... O>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void column(std::integer_sequence<int, O...>, const float* from, const Vec (&w)[Kernel],
+                                                           Vec (&sums)[kOutputs]) {
+    Vec x = load(from);
+    keep(x);
+    (multiply<J - O * Stride>(x, w, sums[O]), ...);
+  }
+  // Column 0 of the block is column `left` of the map; those outside are zeros.
+  template <int... J>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void line(std::integer_sequence<int, J...>, const float* from, std::int64_t channels,
+                                                         std::uint64_t left, std::uint64_t width, const Vec (&w)[Kernel],
+                                                         Vec (&sums)[kOutputs]) {
+    (column<J>(Outputs{}, left + J < width ? from + J * channels : kZeros, w, sums), ...);
+  }
+  template <int... K>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void taps(std::integer_sequence<int, K...>, const float* from, std::int64_t channels,
+                                                         Vec (&w)[Kernel]) {
+    ((w[K] = load(from + K * channels)), ...);
+  }
+  template <int... O>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void finish(std::integer_sequence<int, O...>, const nn::detail::DepthwiseRows& r,
+                                                           std::int64_t count, std::int64_t at, Vec (&sums)[kOutputs], Vec low, Vec high) {
+    if (r.residual != nullptr) ((O < count ? void(sums[O] += load(r.residual + at + O * r.channels)) : void()), ...);
+    float* to = r.y + at;
+    ((O < count ? store(to + O * r.channels, limited(sums[O], low, high)) : void()), ...);
+  }
+  template <int... O>
+  NORMA_SIMD_TARGET static NORMA_ALWAYS_INLINE void begin(std::integer_sequence<int, O...>, Vec (&sums)[kOutputs], Vec shift) {
+    ((sums[O] = shift), ...);
+  }
+  // Output columns [ox, ox + count) of one row, whole vectors of channels [c, last_channel).
+  NORMA_SIMD_TARGET static void run(const nn::detail::DepthwiseRows& r, std::int64_t row, std::int64_t ox, std::int64_t count,
+                                    std::int64_t c, std::int64_t last_channel) {
+    const std::int64_t top = r.top + row * Stride, left = ox * Stride - r.pad_left;
+    const std::int64_t first_line = top < 0 ? -top : 0, last_line = top + Kernel > r.height ? r.height - top : Kernel;
+    const std::int64_t first_slot = (top + first_line) % r.held;
+    const float* corner = r.x + (first_slot * r.width + left) * r.channels;
+    const float* first_weights = r.weights + first_line * Kernel * r.channels;
+    const std::int64_t at = (row * r.out_width + ox) * r.channels;
+    const Vec low = broadcast(r.limits.low), high = broadcast(r.limits.high);
+    for (; c < last_channel; c += kWidth) {
+      Vec sums[kOutputs];
+      begin(Outputs{}, sums, r.bias != nullptr ? load(r.bias + c) : Vec{});
+      const float* from = corner + c;
+      const float* weights = first_weights + c;
+      std::int64_t slot = first_slot;
+      for (std::int64_t ky = first_line; ky < last_line; ++ky) {
+        Vec w[Kernel];
+        taps(std::make_integer_sequence<int, Kernel>{}, weights, r.channels, w);
+        line(std::make_integer_sequence<int, kColumns>{}, from, r.channels, static_cast<std::uint64_t>(left),
+             static_cast<std::uint64_t>(r.width), w, sums);
+        from += r.width * r.channels;
+        if (++slot == r.held) {
+          slot = 0;
+          from -= r.held * r.width * r.channels;
+        }
+        weights += Kernel * r.channels;
+      }
+      finish(Outputs{}, r, count, at + c, sums, low, high);
+      if (!r.limits.known) {
+        for (std::int64_t o = 0; o < count; ++o) {
+          float* y = r.y + at + c + o * r.channels;
+          store(y, activate_other(load(y), r.activation));
+        }
+      }
+    }
+  }
+};
+
+using DepthwiseRun = void (*)(const nn::detail::DepthwiseRows&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
+
+// Whole vectors of channels of all rows. Some channels at a time, so that their weights stay in the first cache.
+NORMA_SIMD_TARGET inline void depthwise_blocks(const nn::detail::DepthwiseRows& r, DepthwiseRun run) {
+  constexpr std::int64_t kChannels = 64;
+  const std::int64_t channels = r.channels / kWidth * kWidth;
+  for (std::int64_t c = 0; c < channels; c += kChannels) {
+    const std::int64_t last = c + kChannels < channels ? c + kChannels : channels;
+    for (std::int64_t row = 0; row < r.rows; ++row) {
+      for (std::int64_t ox = 0; ox < r.out_width; ox += kDepthwiseOutputs) {
+        run(r, row, ox, r.out_width - ox < kDepthwiseOutputs ? r.out_width - ox : kDepthwiseOutputs, c, last);
+      }
+    }
+  }
 }
 
-// One row of a depthwise convolution's output.
-NORMA_SIMD_TARGET inline void depthwise_row(const nn::detail::DepthwiseRow& r) {
-  std::int64_t (*four)(const nn::detail::DepthwiseRow&, std::int64_t) = nullptr;
+// Some rows of a depthwise convolution's output.
+NORMA_SIMD_TARGET inline void depthwise_rows(const nn::detail::DepthwiseRows& r) {
+  DepthwiseRun run = nullptr;
   if (r.kernel_height == r.kernel_width && r.dilation == 1) {
-    if (r.kernel_width == 3 && r.stride == 1) four = &depthwise_four<3, 1>;
-    if (r.kernel_width == 3 && r.stride == 2) four = &depthwise_four<3, 2>;
-    if (r.kernel_width == 5 && r.stride == 1) four = &depthwise_four<5, 1>;
-    if (r.kernel_width == 5 && r.stride == 2) four = &depthwise_four<5, 2>;
+    if (r.kernel_width == 3 && r.stride == 1) run = &DepthwiseBlock<3, 1>::run;
+    if (r.kernel_width == 3 && r.stride == 2) run = &DepthwiseBlock<3, 2>::run;
+    if (r.kernel_width == 5 && r.stride == 1) run = &DepthwiseBlock<5, 1>::run;
+    if (r.kernel_width == 5 && r.stride == 2) run = &DepthwiseBlock<5, 2>::run;
   }
-  for (std::int64_t ox = 0; ox < r.out_width;) {
-    const std::int64_t left = ox * r.stride - r.pad_left;
-    if (four != nullptr && ox + 4 <= r.out_width && left >= 0 && left + 3 * r.stride + r.kernel_width <= r.width) {
-      const std::int64_t done = four(r, ox);
-      if (done < r.channels) {
-        for (std::int64_t i = 0; i < 4; ++i) depthwise_position(r, ox + i, done);
-      }
-      ox += 4;
-    } else {
-      depthwise_position(r, ox, 0);
-      ox += 1;
+  std::int64_t done = 0;
+  if (run != nullptr) {
+    depthwise_blocks(r, run);
+    done = r.channels / kWidth * kWidth;
+    if (done == r.channels) return;
+  }
+  for (std::int64_t row = 0; row < r.rows; ++row) {
+    for (std::int64_t ox = 0; ox < r.out_width; ++ox) depthwise_position(r, row, ox, done);
+  }
+}
+
+// The first `count` lanes of v to p; half a vector, which output channels often end with, in one piece.
+NORMA_SIMD_TARGET NORMA_ALWAYS_INLINE void store_first(float* p, Vec v, std::int64_t count) {
+  float lanes[kWidth];
+  store(lanes, v);
+  constexpr std::int64_t kHalf = kWidth / 2;
+  std::int64_t i = 0;
+  if (count >= kHalf) {
+    std::memcpy(p, lanes, kHalf * sizeof(float));
+    i = kHalf;
+  }
+  for (; i < count; ++i) p[i] = lanes[i];
+}
+// The epilogue of a tile whose columns do not fill its vectors; `tile` is [kTileRows, kPanel].
+NORMA_SIMD_TARGET NORMA_NOINLINE inline void product_rest(const nn::detail::ProductTile& t, const float* tile) {
+  const Vec low = broadcast(t.limits.low), high = broadcast(t.limits.high);
+  for (std::int64_t col = 0; col < t.columns; col += kWidth) {
+    const std::int64_t count = t.columns - col;
+    const bool whole = count >= kWidth;
+    const Vec shift = t.bias == nullptr ? Vec{} : whole ? load(t.bias + col) : load_part(t.bias + col, count);
+    for (std::int64_t row = 0; row < kTileRows; ++row) {
+      const float* residual = t.residual + row * t.residual_stride + col;
+      Vec x = load(tile + row * kPanel + col) + shift;
+      if (t.residual != nullptr) x += whole ? load(residual) : load_part(residual, count);
+      x = limited(x, low, high);
+      float* to = t.y + row * t.y_stride + col;
+      whole ? store(to, x) : store_first(to, x, count);
     }
   }
+}
+
+// A register tile of a product whose epilogue happens in the registers: kTileRows rows of a by Vectors vectors of one panel. Row r of a is
+// `segments` pieces of `length` numbers: with one segment a matrix, with more the windows of a convolution where they lie in the map. Every
+// element is one chain of multiply-adds from 0 upwards, as in the matrix product's own tiles.
+template <int Vectors, std::size_t... R>
+NORMA_SIMD_TARGET inline void product_tile_of(std::index_sequence<R...>, const nn::detail::ProductTile& t) {
+  constexpr std::size_t kRows = sizeof...(R);
+  Vec left[kRows], right[kRows];
+  ((left[R] = Vec{}, right[R] = Vec{}), ...);
+  const float* panel = t.panel;
+  const std::int64_t stride = t.stride;
+  for (std::int64_t segment = 0; segment < t.segments; ++segment) {
+    const float* base[kRows];
+    ((base[R] = t.a + segment * t.segment_stride + static_cast<std::int64_t>(R) * stride), ...);
+    for (std::int64_t i = 0; i < t.length; ++i) {
+      const Vec b0 = load(panel);
+      Vec b1{};
+      if constexpr (Vectors == 2) b1 = load(panel + kWidth);
+      if constexpr (kPanel <= 16) prefetch(panel + 4 * kPanel);
+      panel += kPanel;
+      if constexpr (Vectors == 2) {
+        ((left[R] += b0 * base[R / 3 * 3][static_cast<std::int64_t>(R % 3) * stride],
+          right[R] += b1 * base[R / 3 * 3][static_cast<std::int64_t>(R % 3) * stride]),
+         ...);
+      } else {
+        ((left[R] += b0 * base[R / 3 * 3][static_cast<std::int64_t>(R % 3) * stride]), ...);
+      }
+      ((R % 3 == 0 ? void(++base[R]) : void()), ...);
+    }
+  }
+  constexpr std::int64_t kSecond = Vectors == 2 ? kWidth : 0;
+  if (t.columns < Vectors * kWidth) {
+    float tile[kTileRows * kPanel];
+    ((store(tile + static_cast<std::int64_t>(R) * kPanel, left[R]),
+      Vectors == 2 ? store(tile + static_cast<std::int64_t>(R) * kPanel + kSecond, right[R]) : void()),
+     ...);
+    product_rest(t, tile);
+    return;
+  }
+  if (t.bias != nullptr) {
+    const Vec shift = load(t.bias), second_shift = load(t.bias + kSecond);
+    ((left[R] += shift, right[R] += second_shift), ...);
+  }
+  if (t.residual != nullptr) {
+    ((left[R] += load(t.residual + static_cast<std::int64_t>(R) * t.residual_stride),
+      right[R] += load(t.residual + static_cast<std::int64_t>(R) * t.residual_stride + kSecond)),
+     ...);
+  }
+  const Vec low = broadcast(t.limits.low), high = broadcast(t.limits.high);
+  ((store(t.y + static_cast<std::int64_t>(R) * t.y_stride, limited(left[R], low, high)),
+    Vectors == 2 ? store(t.y + static_cast<std::int64_t>(R) * t.y_stride + kSecond, limited(right[R], low, high)) : void()),
+   ...);
+}
+
+#if NORMA_SIMD_WIDTH == 16
+// The same where the columns end with half a vector, alone or after a whole one: 24 channels as 16 + 8, not as 32.
+typedef float HalfVec __attribute__((vector_size(2 * NORMA_SIMD_WIDTH)));
+typedef float LooseHalf __attribute__((vector_size(2 * NORMA_SIMD_WIDTH), aligned(4), may_alias));
+template <int Vectors, std::size_t... R>
+NORMA_SIMD_TARGET inline void product_half_tile_of(std::index_sequence<R...>, const nn::detail::ProductTile& t) {
+  constexpr std::size_t kRows = sizeof...(R);
+  constexpr std::int64_t kBefore = Vectors == 2 ? kWidth : 0;
+  Vec left[kRows];
+  HalfVec right[kRows];
+  ((left[R] = Vec{}, right[R] = HalfVec{}), ...);
+  const float* panel = t.panel;
+  const std::int64_t stride = t.stride;
+  for (std::int64_t segment = 0; segment < t.segments; ++segment) {
+    const float* base[kRows];
+    ((base[R] = t.a + segment * t.segment_stride + static_cast<std::int64_t>(R) * stride), ...);
+    for (std::int64_t i = 0; i < t.length; ++i) {
+      const Vec b0 = load(panel);
+      const HalfVec b1 = *reinterpret_cast<const LooseHalf*>(panel + kBefore);
+      panel += kPanel;
+      if constexpr (Vectors == 2) ((left[R] += b0 * base[R / 3 * 3][static_cast<std::int64_t>(R % 3) * stride]), ...);
+      ((right[R] += b1 * base[R / 3 * 3][static_cast<std::int64_t>(R % 3) * stride]), ...);
+      ((R % 3 == 0 ? void(++base[R]) : void()), ...);
+    }
+  }
+  float tile[kTileRows * kPanel] = {};
+  ((store(tile + static_cast<std::int64_t>(R) * kPanel, left[R]),
+    void(*reinterpret_cast<LooseHalf*>(tile + static_cast<std::int64_t>(R) * kPanel + kBefore) = right[R])),
+   ...);
+  product_rest(t, tile);
+}
+#endif
+
+NORMA_SIMD_TARGET inline void product_tile(const nn::detail::ProductTile& t) {
+  constexpr std::make_index_sequence<kTileRows> rows;
+#if NORMA_SIMD_WIDTH == 16
+  if (t.columns <= kWidth / 2) return product_half_tile_of<1>(rows, t);
+  if (t.columns > kWidth && t.columns <= kWidth + kWidth / 2) return product_half_tile_of<2>(rows, t);
+#endif
+  t.columns > kWidth ? product_tile_of<2>(rows, t) : product_tile_of<1>(rows, t);
 }
 
 // Winograd F(4x4, 3x3) with the points 0, +-sqrt(1/2), +-sqrt(2) and infinity, whose products stay closer to the size of their factors
@@ -225,6 +419,7 @@ NORMA_SIMD_TARGET inline void winograd_weights(const nn::detail::WinogradWeights
   }
 }
 
-inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&winograd_weights, &depthwise_row, &winograd_input_tile, &winograd_output_tile};
+inline constexpr nn::detail::ConvolutionKernels kConvolutionKernels{&product_tile, &winograd_weights, &depthwise_rows, &winograd_input_tile,
+                                                                    &winograd_output_tile};
 
 }  // namespace norma::simd::NORMA_SIMD
