@@ -90,6 +90,13 @@
 #define NORMA_GENERIC_TILE_ROWS 6
 #endif
 
+// The system can be asked for large pages (madvise).
+#if defined(__linux__)
+#define NORMA_HAS_LARGE_PAGES 1
+#else
+#define NORMA_HAS_LARGE_PAGES 0
+#endif
+
 // Memory-mapped files exist.
 #if defined(__unix__) || defined(__APPLE__)
 #define NORMA_HAS_MMAP 1

@@ -23,7 +23,8 @@ Matrix<float> images(std::int64_t n, std::int64_t positions, std::int64_t d, dou
   for (std::int64_t r = 0; r < all.rows(); ++r) {
     const double common = random.normal();
     for (std::int64_t c = 0; c < d; ++c) {
-      all(r, c) = static_cast<float>(offset * (1.0 + 0.1 * static_cast<double>(c % 7)) + (0.5 + 0.1 * static_cast<double>(c % 5)) * (random.normal() + common));
+      all(r, c) = static_cast<float>(offset * (1.0 + 0.1 * static_cast<double>(c % 7)) +
+                                     (0.5 + 0.1 * static_cast<double>(c % 5)) * (random.normal() + common));
     }
   }
   return all;
@@ -45,7 +46,8 @@ TwoPass two_pass(const Matrix<float>& all, std::int64_t positions, std::int64_t 
     for (std::int64_t r = 0; r < d; ++r) {
       const double x = static_cast<double>(all(i * positions + position, r)) - result.mean[static_cast<std::size_t>(r)];
       for (std::int64_t c = 0; c < d; ++c) {
-        result.covariance(r, c) += x * (static_cast<double>(all(i * positions + position, c)) - result.mean[static_cast<std::size_t>(c)]) / static_cast<double>(n - 1);
+        result.covariance(r, c) += x * (static_cast<double>(all(i * positions + position, c)) - result.mean[static_cast<std::size_t>(c)]) /
+                                   static_cast<double>(n - 1);
       }
     }
   }
@@ -86,8 +88,8 @@ bool same_bits(norma::MatrixView<const float> a, norma::MatrixView<const float> 
 }  // namespace
 
 TEST_CASE("G1: a streamed covariance equals two passes in double, in every entry") {
-  for (const std::int64_t d : {1, 5, 6, 7, 15, 16, 17, 33, 100}) {
-    for (const std::int64_t n : {2, 3, 63, 64, 65, 130, 209}) {
+  for (const std::int64_t d : {1, 2, 5, 7, 8, 9, 15, 16, 17, 33, 100, 101, 129}) {
+    for (const std::int64_t n : {2, 3, 63, 64, 65, 209}) {
       CAPTURE(d);
       CAPTURE(n);
       const auto all = images(n, 3, d, 1.0, 7);
@@ -123,6 +125,174 @@ TEST_CASE("constant features have covariance exactly 0") {
   Matrix<double> covariance(4, 4);
   REQUIRE(accumulator.covariance(0, covariance.view()).ok());
   for (int i = 0; i < 16; ++i) CHECK(std::abs(covariance.data()[i]) <= 1e-12);
+}
+
+TEST_CASE("every instruction set adds the products of columns, and writes nothing beside them") {
+  for (const auto set : {norma::InstructionSet::generic, norma::InstructionSet::avx2, norma::InstructionSet::avx512}) {
+    if (!norma::available(set)) continue;
+    CAPTURE(static_cast<int>(set));
+    const auto kernels = norma::linalg::detail::covariance_kernels(set);
+    for (const std::int64_t d : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 48, 100, 101, 129}) {
+      for (const std::int64_t depth : {1, 17, 65}) {
+        CAPTURE(d);
+        CAPTURE(depth);
+        norma::Random random(20);
+        const std::int64_t stride = norma::linalg::detail::odd_lines(d), size = norma::packed_triangle(d);
+        norma::Buffer<float> x(depth * stride);
+        for (std::int64_t k = 0; k < depth; ++k) {
+          for (std::int64_t j = 0; j < d; ++j) x[k * stride + j] = static_cast<float>(random.normal());
+        }
+        std::vector<float> memory(static_cast<std::size_t>(size + 128), 7.5f);  // exactly as many as needed in the middle, at no vector's alignment
+        float* const packed = memory.data() + 63;
+        for (std::int64_t i = 0; i < size; ++i) packed[i] = static_cast<float>(random.normal());
+        const std::vector<float> before = memory;
+        kernels.add(x.data(), depth, d, stride, packed, x.data(), stride, depth);
+        for (std::size_t i = 0; i < memory.size(); ++i) {
+          if (i < 63 || i >= static_cast<std::size_t>(63 + size)) REQUIRE(memory[i] == 7.5f);
+        }
+        for (std::int64_t r = 0; r < d; ++r) {
+          for (std::int64_t c = 0; c <= r; ++c) {
+            const auto index = static_cast<std::size_t>(63 + norma::packed_triangle(r) + c);
+            double want = static_cast<double>(before[index]), terms = std::abs(want);
+            for (std::int64_t k = 0; k < depth; ++k) {
+              const double term = static_cast<double>(x[k * stride + r]) * static_cast<double>(x[k * stride + c]);
+              want += term;
+              terms += std::abs(term);
+            }
+            REQUIRE(std::abs(static_cast<double>(memory[index]) - want) <= static_cast<double>(depth + 2) * 0x1p-24 * terms);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every instruction set centres a batch to the last bit but two") {
+  for (const auto set : {norma::InstructionSet::generic, norma::InstructionSet::avx2, norma::InstructionSet::avx512}) {
+    if (!norma::available(set)) continue;
+    CAPTURE(static_cast<int>(set));
+    const auto kernels = norma::linalg::detail::covariance_kernels(set);
+    for (const std::int64_t d : {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 100, 129}) {
+      for (const double offset : {0.0, 3.0, 1e4}) {
+        CAPTURE(d);
+        CAPTURE(offset);
+        const std::int64_t count = 37, row_stride = d + 5, stride = norma::linalg::detail::odd_lines(d);
+        const auto all = images(count, 1, row_stride, offset, 21);
+        std::vector<double> mean(static_cast<std::size_t>(d + 1), -1.0);
+        norma::Buffer<float> centred(count * stride);
+        kernels.centre(all.data(), row_stride, count, d, mean.data(), centred.data(), stride);
+        CHECK(mean[static_cast<std::size_t>(d)] == -1.0);
+        for (std::int64_t c = 0; c < d; ++c) {
+          double want = 0.0, size = 0.0;
+          for (std::int64_t n = 0; n < count; ++n) {
+            want += static_cast<double>(all(n, c)) / static_cast<double>(count);
+            size += std::abs(static_cast<double>(all(n, c))) / static_cast<double>(count);
+          }
+          const double found = mean[static_cast<std::size_t>(c)];
+          REQUIRE(std::abs(found - want) <= static_cast<double>(2 * count) * 0x1p-53 * size);
+          for (std::int64_t n = 0; n < count; ++n) {
+            const double deviation = static_cast<double>(all(n, c)) - found;
+            // Two roundings of a deviation, and what is left of the mean beyond two floats.
+            REQUIRE(std::abs(static_cast<double>(centred[n * stride + c]) - deviation) <=
+                    2.1 * 0x1p-24 * std::abs(deviation) + 0x1p-47 * std::abs(found));
+          }
+        }
+        for (std::int64_t n = 0; n < count; ++n) {
+          for (std::int64_t c = d; c < stride; ++c) REQUIRE(centred[n * stride + c] == 0.0f);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every instruction set copies and sees what is not finite") {
+  for (const auto set : {norma::InstructionSet::generic, norma::InstructionSet::avx2, norma::InstructionSet::avx512}) {
+    if (!norma::available(set)) continue;
+    CAPTURE(static_cast<int>(set));
+    const auto kernels = norma::linalg::detail::covariance_kernels(set);
+    for (const std::int64_t count : {1, 3, 4, 15, 16, 17, 50}) {
+      for (const bool past_caches : {false, true}) {
+        norma::Buffer<float> to(count + 16);
+        std::vector<float> from(static_cast<std::size_t>(count), std::numeric_limits<float>::max());
+        from[0] = std::numeric_limits<float>::denorm_min();
+        CHECK(kernels.copy(from.data(), count, to.data(), past_caches));
+        CHECK(std::memcmp(to.data(), from.data(), from.size() * sizeof(float)) == 0);
+        for (std::int64_t i = count; i < count + 16; ++i) CHECK(to[i] == 0.0f);
+        for (std::size_t i = 0; i < from.size(); ++i) {
+          for (const float bad :
+               {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+            auto broken = from;
+            broken[i] = bad;
+            CHECK_FALSE(kernels.copy(broken.data(), count, to.data(), past_caches));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("images in wide rows, and batches that are gathered past the caches, give the same sums") {
+  const std::int64_t positions = 700, d = 100;  // a batch of 18 MB
+  const auto all = images(3, positions, d, 1.0, 22);
+  Matrix<float> wide(3 * positions, d + 3);
+  for (std::int64_t r = 0; r < wide.rows(); ++r) std::memcpy(&wide(r, 0), &all(r, 0), static_cast<std::size_t>(d) * sizeof(float));
+  auto dense = fitted(all, positions);
+  auto strided = GaussianAccumulator::create(positions, d);
+  REQUIRE(strided->add_batch({wide.data(), wide.rows(), d, wide.cols()}).ok());
+  CHECK(same_bits(dense.sums().products, strided->sums().products));
+  auto broken = all;
+  broken(2 * positions + 641, 99) = std::numeric_limits<float>::infinity();
+  const auto status = dense.add(std::as_const(broken).view().block(2 * positions, positions));
+  CHECK(status.code() == norma::Errc::not_finite);
+  CHECK(status.message().find("position 641") != std::string::npos);
+  CHECK(dense.count() == 3);
+}
+
+TEST_CASE("many images at once, which are not copied, and one after the other") {
+  for (const std::int64_t n : {64, 100, 209}) {
+    const std::int64_t positions = 5, d = 13;
+    const auto all = images(n, positions, d, 2.0, 23);
+    auto together = fitted(all, positions);
+    check_against(together, all, 1e-6);
+    auto one = GaussianAccumulator::create(positions, d);
+    for (std::int64_t i = 0; i < n; ++i) REQUIRE(one->add(all.view().block(i * positions, positions)).ok());
+    CHECK(one->count() == n);
+    CHECK(same_bits(one->sums().products, together.sums().products));
+    // More images after them, and rows in a wider matrix.
+    Matrix<float> wide(n * positions, d + 2);
+    for (std::int64_t r = 0; r < wide.rows(); ++r) std::memcpy(&wide(r, 0), &all(r, 0), static_cast<std::size_t>(d) * sizeof(float));
+    auto more = GaussianAccumulator::create(positions, d);
+    REQUIRE(more->add_batch({wide.data(), wide.rows(), d, wide.cols()}).ok());
+    CHECK(same_bits(more->sums().products, together.sums().products));
+    REQUIRE(more->add_batch(all.view()).ok());
+    REQUIRE(together.merge(*one).ok());
+    CHECK(more->count() == 2 * n);
+    Matrix<double> a(d, d), b(d, d);
+    REQUIRE(more->covariance(3, a.view()).ok());
+    REQUIRE(together.covariance(3, b.view()).ok());
+    for (std::int64_t r = 0; r < d; ++r) {
+      for (std::int64_t c = 0; c < d; ++c) CHECK(std::abs(a(r, c) - b(r, c)) <= 2e-6 * std::sqrt(a(r, r) * a(c, c)));
+    }
+  }
+}
+
+TEST_CASE("many images at once of which one is not finite: those before it are counted, it is named") {
+  const std::int64_t positions = 4, d = 9, n = 150;
+  const auto all = images(n, positions, d, 2.0, 24);
+  for (const std::int64_t bad : {0, 1, 63, 64, 149}) {
+    CAPTURE(bad);
+    for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      auto broken = all;
+      broken(bad * positions + 2, 8) = value;
+      auto accumulator = GaussianAccumulator::create(positions, d);
+      const auto status = accumulator->add_batch(broken.view());
+      CHECK(status.code() == norma::Errc::not_finite);
+      CHECK(status.message().find("position 2") != std::string::npos);
+      CHECK(accumulator->count() == bad);
+      REQUIRE(accumulator->add_batch(all.view().block(bad * positions, (n - bad) * positions)).ok());
+      check_against(*accumulator, all, 1e-6);
+    }
+  }
 }
 
 TEST_CASE("bit-equal for any number of threads") {

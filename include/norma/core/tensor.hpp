@@ -2,17 +2,38 @@
 /// Owning arrays: 64-byte aligned, dense, channels last, zero-initialised. Element types are trivially copyable.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#include <norma/config.hpp>
 #include <norma/core/view.hpp>
+
+#if NORMA_HAS_LARGE_PAGES
+#include <sys/mman.h>
+#endif
 
 namespace norma {
 
 inline constexpr std::size_t kAlignment = 64;
+
+namespace detail {
+
+/// Memory of many megabytes that is not touched yet: pages of 2 MiB, where the system has them, cost a fifth of the time to get, and reading at
+/// random misses the processor's table of pages less often.
+inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) noexcept {
+#if NORMA_HAS_LARGE_PAGES
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  const auto first = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const auto last = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
+  if (bytes >= 4 * kPage) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // only a wish: failure changes nothing
+#endif
+}
+
+}  // namespace detail
 
 /// A fixed number of aligned elements. Copyable; moved-from buffers are empty.
 template <class T>
@@ -52,6 +73,7 @@ class Buffer {
     if (count == 0) return {};
     const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
     void* p = ::operator new(bytes, std::align_val_t{kAlignment});
+    detail::prefer_large_pages(p, bytes);
     std::memset(p, 0, bytes);
     return Pointer(static_cast<T*>(p));
   }

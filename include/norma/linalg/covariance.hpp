@@ -3,13 +3,15 @@
 /// Source:      Defard et al., "PaDiM", ICPR 2021, eq. 1; Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983 (merging)
 /// Shapes:      sample [P, d]; mean [P, d]; products [P, d (d + 1) / 2], packed lower triangles, row after row
 /// Accuracy:    images are gathered in batches of 64; a batch is centred by its own mean, multiplied in float and merged with what
-///              came before, so nothing cancels however large the mean is: |error| <= (64 + images / 64 + 4) 2^-24 of the entry's
+///              came before, so nothing cancels however large the mean is: |error| <= (64 + images / 64 + 6) 2^-24 of the entry's
 ///              standard deviations' product at worst, about 3e-7 as a rule. Means are kept in double. Factors are computed in double.
 /// Memory:      P (d (d + 1) / 2 + 64 d) floats + P d doubles (PaDiM: 148 MB for P = 3136, d = 100; 2.4 GB for d = 550)
 /// Determinism: bitwise for a fixed machine and order of images, for any number of threads
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -27,7 +29,14 @@
 #include <norma/linalg/mahalanobis.hpp>
 #include <norma/linalg/simd.hpp>
 
+#if NORMA_X86_DISPATCH
+#include <immintrin.h>
+#endif
+
 #define NORMA_SIMD_FILE <norma/linalg/detail/centre_rows.inl>
+#include <norma/linalg/detail/for_each_instruction_set.inl>
+#undef NORMA_SIMD_FILE
+#define NORMA_SIMD_FILE <norma/linalg/detail/outer_products.inl>
 #include <norma/linalg/detail/for_each_instruction_set.inl>
 #undef NORMA_SIMD_FILE
 
@@ -35,70 +44,22 @@ namespace norma {
 
 namespace linalg::detail {
 
-using CentreRows = void (*)(const float* rows, std::int64_t count, std::int64_t dims, double* mean, float* centred, std::int64_t stride);
+/// See centre_rows.inl and outer_products.inl.
+struct CovarianceKernels {
+  bool (*copy)(const float* from, std::int64_t count, float* to, bool past_caches);
+  void (*centre)(const float* rows, std::int64_t row_stride, std::int64_t count, std::int64_t dims, double* mean, float* centred,
+                 std::int64_t stride);
+  void (*add)(const float* x, std::int64_t depth, std::int64_t d, std::int64_t stride, float* packed, const float* next, std::int64_t next_stride,
+              std::int64_t next_count);
+};
 
-inline CentreRows centre_rows(InstructionSet set) noexcept {
-#if NORMA_X86_DISPATCH
-  if (set == InstructionSet::avx512) return simd::avx512::centre_rows;
-  if (set == InstructionSet::avx2) return simd::avx2::centre_rows;
-#endif
-  (void)set;
-  return simd::generic::centre_rows;
-}
-
-/// Adds the first `counts[r]` (at most a tile's columns) values of every row of `edge` to `rows[r]`.
-using AddEdge = void (*)(const float (*edge)[kTileCols<float>], float* const* rows, const std::int64_t* counts, std::int64_t height) noexcept;
-
-inline void add_edge_generic(const float (*edge)[kTileCols<float>], float* const* rows, const std::int64_t* counts, std::int64_t height) noexcept {
-  for (std::int64_t r = 0; r < height; ++r) {
-    for (std::int64_t c = 0; c < counts[r]; ++c) rows[r][c] += edge[r][c];
-  }
-}
-#if NORMA_X86_DISPATCH
-NORMA_TARGET_AVX2 inline void add_edge_avx2(const float (*edge)[kTileCols<float>], float* const* rows, const std::int64_t* counts,
-                                            std::int64_t height) noexcept {
-  for (std::int64_t r = 0; r < height; ++r) {
-    for (std::int64_t half = 0; half < kTileCols<float>; half += 8) {
-      const __m256i mask = first_lanes(counts[r] - half);
-      float* const to = rows[r] + half;
-      _mm256_maskstore_ps(to, mask, _mm256_add_ps(_mm256_maskload_ps(to, mask), _mm256_loadu_ps(edge[r] + half)));
-    }
-  }
-}
-#endif
-inline AddEdge add_edge() noexcept {
-#if NORMA_X86_DISPATCH
-  if (has_avx2()) return add_edge_avx2;
-#endif
-  return add_edge_generic;
+inline CovarianceKernels covariance_kernels(InstructionSet set = instruction_set()) noexcept {
+  return {NORMA_SIMD_SELECT(set, copy_finite), NORMA_SIMD_SELECT(set, centre_rows), NORMA_SIMD_SELECT(set, add_products)};
 }
 
-/// packed += X^T X for X [depth, d] in rows of `stride` = tile_stride(d), zero beyond column d.
-inline void add_products(const float* x, std::int64_t depth, std::int64_t d, std::int64_t stride, float* packed, OuterTile<float> tile,
-                         AddEdge add) noexcept {
-  constexpr std::int64_t cols = kTileCols<float>;
-  float spare[cols] = {};
-  for (std::int64_t i = 0; i < d; i += kTileRows) {
-    const std::int64_t rows = std::min(kTileRows, d - i);
-    for (std::int64_t j = 0; j < i + rows; j += cols) {
-      float* c[kTileRows];
-      if (j + cols <= i + 1) {  // all columns lie in the triangle for every row
-        for (std::int64_t r = 0; r < kTileRows; ++r) c[r] = r < rows ? packed + packed_triangle(i + r) + j : spare;
-        tile(depth, x + i, stride, x + j, stride, c, 1.0f);
-        continue;
-      }
-      float edge[kTileRows][cols] = {};
-      std::int64_t counts[kTileRows];
-      for (std::int64_t r = 0; r < kTileRows; ++r) c[r] = edge[r];
-      tile(depth, x + i, stride, x + j, stride, c, 1.0f);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        c[r] = packed + packed_triangle(i + r) + j;
-        counts[r] = std::clamp<std::int64_t>(i + r + 1 - j, 0, cols);
-      }
-      add(edge, c, counts, rows);
-    }
-  }
-}
+/// Floats from one row to the next where the same columns of many rows are read together: with an even number of cache lines they would
+/// fall into few of the cache's sets. Whole vectors may be read from every multiple of their width.
+constexpr std::int64_t odd_lines(std::int64_t floats) noexcept { return (padded(floats, 16) / 16 | 1) * 16; }
 
 }  // namespace linalg::detail
 
@@ -133,17 +94,28 @@ class GaussianAccumulator {
   /// Adds one image's features [P, d]. On an error (shape, `not_finite`) nothing is added.
   Status add(MatrixView<const float> sample, Parallel parallel = {}) {
     if (sample.rows != positions_ || sample.cols != dims_ || positions_ == 0) {
-      return {Errc::shape_mismatch, "GaussianAccumulator::add: wrong features, expected " + std::to_string(positions_) + " x " + std::to_string(dims_) +
-                                        ", found " + std::to_string(sample.rows) + " x " + std::to_string(sample.cols)};
+      return {Errc::shape_mismatch, "GaussianAccumulator::add: wrong features, expected " + std::to_string(positions_) + " x " +
+                                        std::to_string(dims_) + ", found " + std::to_string(sample.rows) + " x " +
+                                        std::to_string(sample.cols)};
     }
-    if (pending_.empty()) pending_ = Buffer<float>(positions_ * kBatch * dims_);
-    std::vector<std::int64_t> bad(static_cast<std::size_t>((positions_ + kPositionsPerTask - 1) / kPositionsPerTask), -1);
-    parallel.run_ranges(positions_, kPositionsPerTask, [&](std::int64_t first, std::int64_t last, int) {
-      for (std::int64_t p = first; p < last; ++p) {
-        const float* const from = sample.row(p).data();
-        std::memcpy(pending_row(p, pending_count_), from, static_cast<std::size_t>(dims_) * sizeof(float));
-        if (first_not_finite(sample.row(p)) >= 0) bad[static_cast<std::size_t>(first / kPositionsPerTask)] = p;
+    if (pending_.empty()) pending_ = Buffer<float>(kBatch * image_stride());
+    // Rows of one task lie together, in memory that is not read again before the batch is full.
+    const auto kernels = linalg::detail::covariance_kernels();
+    const bool past_caches = kBatch * image_stride() >= kCachedFloats && sample.dense();
+    float* const to = pending_.data() + pending_count_ * image_stride();
+    const std::int64_t per_task = positions_per_copy();
+    std::vector<std::int64_t> bad(static_cast<std::size_t>((positions_ + per_task - 1) / per_task), -1);
+    parallel.run_ranges(positions_, per_task, [&](std::int64_t first, std::int64_t last, int) {
+      bool finite = true;
+      if (sample.dense()) {
+        finite = kernels.copy(sample.row(first).data(), (last - first) * dims_, to + first * dims_, past_caches);
+      } else {
+        for (std::int64_t p = first; p < last; ++p) finite = kernels.copy(sample.row(p).data(), dims_, to + p * dims_, false) && finite;
       }
+      if (finite) return;
+      std::int64_t p = first;
+      while (first_not_finite(sample.row(p)) < 0) ++p;
+      bad[static_cast<std::size_t>(first / per_task)] = p;
     });
     for (const std::int64_t p : bad) {
       if (p >= 0) return {Errc::not_finite, "GaussianAccumulator::add: a feature of position " + std::to_string(p) + " is not finite"};
@@ -152,28 +124,42 @@ class GaussianAccumulator {
     return {};
   }
 
-  /// Adds several images, one after the other: [n P, d].
+  /// Adds several images, one after the other: [n P, d]. The first ones, if they are 64 or more, are not copied, which takes less
+  /// time than one `add` for each.
   Status add_batch(MatrixView<const float> samples, Parallel parallel = {}) {
     if (positions_ == 0 || samples.rows % positions_ != 0) {
       return {Errc::shape_mismatch, "GaussianAccumulator::add_batch: expected a multiple of " + std::to_string(positions_) + " rows, found " +
                                         std::to_string(samples.rows)};
     }
-    for (std::int64_t first = 0; first < samples.rows; first += positions_) NORMA_CHECK(add(samples.block(first, positions_), parallel));
+    // Many images are taken from where they lie, all of a position's one after the other: its sums then come from memory once. A value that
+    // is not finite shows in a mean: then what was done is undone, and the images go one after the other up to the one that is refused.
+    std::int64_t first = 0;
+    if (count() == 0 && samples.rows >= kBatch * positions_ && samples.cols == dims_) {
+      const std::int64_t images = samples.rows / positions_;
+      if (merge_images(samples.data, positions_ * samples.stride, samples.stride, images, parallel)) {
+        merged_ = images;
+        first = samples.rows;
+      } else {
+        std::fill_n(mean_.data(), positions_ * dims_, 0.0);
+        std::fill_n(products_.data(), positions_ * products_.cols(), 0.0f);
+      }
+    }
+    for (; first < samples.rows; first += positions_) NORMA_CHECK(add(samples.block(first, positions_), parallel));
     return {};
   }
 
   /// Takes the images of another fit of the same shape in, as if they had been added here.
   Status merge(const GaussianAccumulator& other, Parallel parallel = {}) {
     if (other.positions_ != positions_ || other.dims_ != dims_ || positions_ == 0) {
-      return {Errc::shape_mismatch, "GaussianAccumulator::merge: expected " + std::to_string(positions_) + " x " + std::to_string(dims_) + ", found " +
-                                        std::to_string(other.positions_) + " x " + std::to_string(other.dims_)};
+      return {Errc::shape_mismatch, "GaussianAccumulator::merge: expected " + std::to_string(positions_) + " x " + std::to_string(dims_) +
+                                        ", found " + std::to_string(other.positions_) + " x " + std::to_string(other.dims_)};
     }
     const std::int64_t pending = other.pending_count_;  // before anything changes: `other` may be *this
     flush(parallel);
     if (&other == this) return merge_sums(merged_, mean_, products_, parallel);
     if (other.merged_ > 0) NORMA_CHECK(merge_sums(other.merged_, other.mean_, other.products_, parallel));
     if (pending > 0) {
-      merge_pending(other.pending_, pending, parallel);
+      (void)merge_images(other.pending_.data(), image_stride(), dims_, pending, parallel);
       merged_ += pending;
     }
     return {};
@@ -188,9 +174,10 @@ class GaussianAccumulator {
   /// An accumulator that continues from such a state (which is copied).
   static Result<GaussianAccumulator> resume(const GaussianSums& sums) {
     if (sums.count < 0 || sums.products.rows != sums.mean.rows || sums.products.cols != packed_triangle(sums.mean.cols)) {
-      return Status(Errc::shape_mismatch, "GaussianAccumulator::resume: sums that do not fit together, expected " + std::to_string(sums.mean.rows) + " x " +
-                                              std::to_string(packed_triangle(sums.mean.cols)) + " products, found " + std::to_string(sums.products.rows) +
-                                              " x " + std::to_string(sums.products.cols));
+      return Status(Errc::shape_mismatch, "GaussianAccumulator::resume: sums that do not fit together, expected " +
+                                              std::to_string(sums.mean.rows) + " x " + std::to_string(packed_triangle(sums.mean.cols)) +
+                                              " products, found " + std::to_string(sums.products.rows) + " x " +
+                                              std::to_string(sums.products.cols));
     }
     NORMA_TRY(auto accumulator, create(sums.mean.rows, sums.mean.cols));
     accumulator.merged_ = sums.count;
@@ -229,24 +216,34 @@ class GaussianAccumulator {
     NORMA_CHECK(check_count());
     if (position < 0 || position >= positions_ || out.rows != dims_ || out.cols != dims_) {
       return {Errc::shape_mismatch, "GaussianAccumulator::covariance: expected a position below " + std::to_string(positions_) + " and " +
-                                        std::to_string(dims_) + " x " + std::to_string(dims_) + ", found position " + std::to_string(position) + " and " +
-                                        std::to_string(out.rows) + " x " + std::to_string(out.cols)};
+                                        std::to_string(dims_) + " x " + std::to_string(dims_) + ", found position " +
+                                        std::to_string(position) + " and " + std::to_string(out.rows) + " x " + std::to_string(out.cols)};
     }
     flush({});
     const float* packed = products_.view().row(position).data();
     for (std::int64_t r = 0; r < dims_; ++r) {
-      for (std::int64_t c = 0; c <= r; ++c) out(r, c) = out(c, r) = static_cast<double>(packed[packed_triangle(r) + c]) / static_cast<double>(merged_ - 1);
+      for (std::int64_t c = 0; c <= r; ++c)
+        out(r, c) = out(c, r) = static_cast<double>(packed[packed_triangle(r) + c]) / static_cast<double>(merged_ - 1);
     }
     return {};
   }
 
  private:
   static constexpr std::int64_t kPositionsPerTask = 16;
+  static constexpr std::uint64_t kInfinity = 0x7ff0000000000000u, kLowestExponent = 0x0010000000000000u;
+  static constexpr std::int64_t kCachedFloats = 4 * (1 << 20);  // a batch larger than this leaves the caches before it is used
 
   GaussianAccumulator(std::int64_t positions, std::int64_t dims)
       : positions_(positions), dims_(dims), mean_(positions, dims), products_(positions, packed_triangle(dims)) {}
 
-  [[nodiscard]] float* pending_row(std::int64_t position, std::int64_t image) noexcept { return pending_.data() + (position * kBatch + image) * dims_; }
+  [[nodiscard]] std::int64_t image_stride() const noexcept { return linalg::detail::odd_lines(positions_ * dims_); }
+
+  // About 64 KB; a multiple of 16, so that every task starts at a cache line. A small image is not worth waking anybody.
+  [[nodiscard]] std::int64_t positions_per_copy() const noexcept {
+    return positions_ * dims_ < (1 << 16) ? positions_ : 16 * std::max<std::int64_t>(1, 1024 / dims_);
+  }
+  // Positions that are merged by one task: fewer of the large ones, so that there are tasks enough.
+  [[nodiscard]] std::int64_t positions_per_merge() const noexcept { return std::clamp<std::int64_t>(1024 / dims_, 1, kPositionsPerTask); }
 
   [[nodiscard]] Status check_count() const {
     if (count() >= 2) return {};
@@ -255,36 +252,50 @@ class GaussianAccumulator {
 
   void flush(Parallel parallel) {
     if (pending_count_ == 0) return;
-    merge_pending(pending_, pending_count_, parallel);
+    (void)merge_images(pending_.data(), image_stride(), dims_, pending_count_, parallel);  // finite, or they would not be there
     merged_ += std::exchange(pending_count_, 0);
   }
 
-  // Centres `images` gathered images by their own mean; the difference of the two means enters as one more row of the product.
-  void merge_pending(const Buffer<float>& pending, std::int64_t images, Parallel parallel) {
+  // Merges images that lie `image_stride` floats apart, a position's rows in each `row_stride` apart, in batches: a batch is centred by its
+  // own mean, and the difference of the two means enters as one more row of the product. The caller counts them. Whether all means are
+  // finite, and with them all values.
+  bool merge_images(const float* first_image, std::int64_t image_stride, std::int64_t row_stride, std::int64_t images, Parallel parallel) {
     namespace impl = linalg::detail;
-    const std::int64_t stride = impl::tile_stride<float>(dims_);
-    const auto tile = impl::outer_tile<float>();
-    const auto add = impl::add_edge();
-    const auto centre = impl::centre_rows(instruction_set());
-    const double before = static_cast<double>(merged_), added = static_cast<double>(images), after = before + added;
-    const double weight = std::sqrt(before * added / after);
+    const std::int64_t stride = impl::odd_lines(dims_);
+    const auto kernels = impl::covariance_kernels();
     Buffer<float> centred(parallel.workers() * (kBatch + 1) * stride);
     Buffer<double> means(parallel.workers() * dims_);
-    parallel.run_ranges(positions_, kPositionsPerTask, [&](std::int64_t first, std::int64_t last, int worker) {
+    std::atomic<bool> finite{true};
+    parallel.run_ranges(positions_, positions_per_merge(), [&](std::int64_t first, std::int64_t last, int worker) {
       float* const x = centred.data() + worker * (kBatch + 1) * stride;
       double* const batch_mean = means.data() + worker * dims_;
       for (std::int64_t p = first; p < last; ++p) {
-        centre(pending.data() + p * kBatch * dims_, images, dims_, batch_mean, x, stride);
         double* const mean = mean_.view().row(p).data();
-        float* const extra = x + images * stride;
-        for (std::int64_t j = 0; j < dims_; ++j) {
-          const double step = batch_mean[j] - mean[j];
-          extra[j] = static_cast<float>(weight * step);
-          mean[j] += step * (added / after);
+        for (std::int64_t done = 0; done < images; done += kBatch) {
+          const std::int64_t count = std::min(kBatch, images - done), old = merged_ + done;
+          const double before = static_cast<double>(old), added = static_cast<double>(count), after = before + added;
+          const double weight = std::sqrt(before * added / after);
+          const float* const rows = first_image + p * row_stride + done * image_stride;
+          kernels.centre(rows, image_stride, count, dims_, batch_mean, x, stride);
+          float* const extra = x + count * stride;
+          std::uint64_t exponents = 0;  // the sign bit is set where all bits of an exponent are
+          for (std::int64_t j = 0; j < dims_; ++j) {
+            const double step = batch_mean[j] - mean[j];
+            extra[j] = static_cast<float>(weight * step);
+            mean[j] += step * (added / after);
+            exponents |= (std::bit_cast<std::uint64_t>(batch_mean[j]) & kInfinity) + kLowestExponent;
+          }
+          if (exponents >> 63 != 0) return finite.store(false, std::memory_order_relaxed);
+          const bool more = done + kBatch < images;  // of this position
+          const float* const next = more                ? rows + kBatch * image_stride
+                                    : p + 1 < positions_ ? first_image + (p + 1) * row_stride
+                                                         : nullptr;
+          const std::int64_t next_count = std::min(kBatch, more ? images - done - kBatch : images);
+          kernels.add(x, old > 0 ? count + 1 : count, dims_, stride, products_.view().row(p).data(), next, image_stride, next_count);
         }
-        impl::add_products(x, merged_ > 0 ? images + 1 : images, dims_, stride, products_.view().row(p).data(), tile, add);
       }
     });
+    return finite.load(std::memory_order_relaxed);
   }
 
   Status merge_sums(std::int64_t count, const Matrix<double>& other_mean, const Matrix<float>& other_products, Parallel parallel) {
@@ -317,31 +328,36 @@ class GaussianAccumulator {
       return {Errc::invalid_argument, "GaussianAccumulator::finish: expected a regularisation >= 0, found " + std::to_string(regularisation)};
     }
     model.mean = Matrix<float>(positions_, dims_);
-    const std::int64_t stride = impl::tile_stride<double>(dims_);
-    const auto tile = impl::outer_tile<double>();
     const double scale = 1.0 / static_cast<double>(merged_ - 1);
-    Buffer<double> work(parallel.workers() * 2 * dims_ * stride);
+    const auto kernels = impl::lane_kernels<double>();
+    const std::int64_t lanes = kernels.lanes, scratch = impl::LaneGroup<double>::elements(dims_, lanes, true);
+    Buffer<double> work(parallel.workers() * scratch);
     Progress progress("Gaussian factors", positions_, observer);
     constexpr std::int64_t kPositionsPerReport = 256;
     for (std::int64_t done = 0; done < positions_; done += kPositionsPerReport) {
       const std::int64_t block = std::min(kPositionsPerReport, positions_ - done);
       std::int64_t failed[kPositionsPerReport];
-      parallel.run(block, [&](std::int64_t task, int worker) {
-        const std::int64_t p = done + task;
-        double* const upper = work.data() + worker * 2 * dims_ * stride;
-        double* const inverse = upper + dims_ * stride;
-        std::memset(upper, 0, static_cast<std::size_t>(2 * dims_ * stride) * sizeof(double));
-        float* const packed = model.factor.view().row(p).data();
-        for (std::int64_t r = 0; r < dims_; ++r) {
-          for (std::int64_t c = 0; c <= r; ++c) upper[c * stride + r] = static_cast<double>(packed[packed_triangle(r) + c]) * scale;
-          upper[r * stride + r] += regularisation;
-          model.mean(p, r) = static_cast<float>(mean_(p, r));
+      parallel.run_ranges(block, lanes, [&](std::int64_t first, std::int64_t last, int worker) {
+        const impl::LaneGroup<double> group(work.data() + worker * scratch, dims_, lanes);
+        float* packed[impl::kMostLanes];
+        for (std::int64_t lane = 0; lane < lanes; ++lane)
+          packed[lane] = &model.factor(done + std::min(first + lane, last - 1), 0);  // the last one fills the lanes up
+        kernels.load_packed(packed, dims_, scale, group.l);
+        for (std::int64_t i = 0; i < dims_; ++i) {
+          for (std::int64_t lane = 0; lane < lanes; ++lane) group.row(i, lane)[i * group.row_step()] += regularisation;
         }
-        failed[task] = impl::factor_upper(upper, dims_, stride, tile);
-        if (failed[task] != impl::kPositiveDefinite) return;
-        impl::invert_lower(upper, inverse, dims_, stride, tile);
-        for (std::int64_t r = 0; r < dims_; ++r) {
-          for (std::int64_t c = 0; c <= r; ++c) packed[packed_triangle(r) + c] = static_cast<float>(inverse[r * stride + c]);
+        group.fill();
+        kernels.factor(group.l, group.blocks, group.inverse, group.pivots);
+        bool all = true;
+        for (std::int64_t lane = 0; lane < last - first; ++lane) {
+          failed[first + lane] = group.failed(lane);
+          all = all && failed[first + lane] == impl::kPositiveDefinite;
+        }
+        if (!all) return;
+        kernels.invert(group.l, group.blocks, group.inverse, group.w);
+        kernels.store_packed(group.w, dims_, packed);
+        for (std::int64_t p = done + first; p < done + last; ++p) {
+          for (std::int64_t i = 0; i < dims_; ++i) model.mean(p, i) = static_cast<float>(mean_(p, i));
         }
       });
       for (std::int64_t task = 0; task < block; ++task) {
@@ -361,7 +377,7 @@ class GaussianAccumulator {
   std::int64_t pending_count_ = 0;  // images gathered after them
   Matrix<double> mean_;             // [P, d]
   Matrix<float> products_;          // [P, packed_triangle(d)]
-  Buffer<float> pending_;           // [P, kBatch, d], allocated by the first add
+  Buffer<float> pending_;           // [kBatch, image_stride()], allocated by the first add
 };
 
 /// Mean [d] and unbiased covariance [d, d] (symmetric, both triangles) of the rows of a matrix [n, d].
@@ -371,8 +387,9 @@ Status covariance(MatrixView<const float> rows, std::span<T> mean, MatrixView<T>
   namespace impl = linalg::detail;
   const std::int64_t n = rows.rows, d = rows.cols;
   if (static_cast<std::int64_t>(mean.size()) != d || out.rows != d || out.cols != d) {
-    return {Errc::shape_mismatch, "covariance: wrong output, expected " + std::to_string(d) + " and " + std::to_string(d) + " x " + std::to_string(d) +
-                                      ", found " + std::to_string(mean.size()) + " and " + std::to_string(out.rows) + " x " + std::to_string(out.cols)};
+    return {Errc::shape_mismatch, "covariance: wrong output, expected " + std::to_string(d) + " and " + std::to_string(d) + " x " +
+                                      std::to_string(d) + ", found " + std::to_string(mean.size()) + " and " + std::to_string(out.rows) +
+                                      " x " + std::to_string(out.cols)};
   }
   if (n < 2) return {Errc::not_enough_data, "covariance: expected at least 2 rows, found " + std::to_string(n)};
   Buffer<double> exact_mean(d);

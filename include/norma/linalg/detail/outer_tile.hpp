@@ -1,5 +1,5 @@
 /// \file
-/// The register tile under covariance, Cholesky factors and triangular inverses: six rows by two vectors of
+/// The register tile under the covariance of the rows of a matrix and the factor of one matrix: six rows by two vectors of
 ///     C[r, c] += sign * sum_k A[k, r] * B[k, c],
 /// where both operands are stored with k as the slow index, so that nothing is packed or transposed.
 #pragma once
