@@ -1,6 +1,7 @@
 // Pixels in and out: decoding, resizing, preprocessing, smoothing, going back to the frame. A generated frame of 900 x 900, as MVTec AD
 // has. Results are checked once before timing. `bytes_per_second` counts the frame's bytes (or the map's).
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -51,6 +52,19 @@ void decode_png(benchmark::State& state) {
   count(state, image.size_bytes());
 }
 BENCHMARK(decode_png)->ArgName("channels")->Arg(1)->Arg(3)->Unit(benchmark::kMillisecond);
+
+// A file of yours: NORMA_BENCH_PHOTO=photo.jpg bench_image --benchmark_filter=photo
+void decode_photo(benchmark::State& state) {
+  const char* path = std::getenv("NORMA_BENCH_PHOTO");
+  if (path == nullptr) return state.SkipWithError("NORMA_BENCH_PHOTO names no file");
+  const auto bytes = io::read_file(path);
+  if (!bytes) return state.SkipWithError(bytes.message().c_str());
+  const auto check = image::decode(*bytes, path);
+  if (!check) return state.SkipWithError(check.message().c_str());
+  for (auto _ : state) benchmark::DoNotOptimize(image::decode(*bytes, path));
+  count(state, check->size_bytes());
+}
+BENCHMARK(decode_photo)->Unit(benchmark::kMillisecond);
 
 void encode_png(benchmark::State& state) {
   const Image image = frame_of(3);

@@ -1,6 +1,8 @@
 // norma eval
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <vector>
 
 #include <norma/data/mvtec_ad.hpp>
 #include <norma/image/encode.hpp>
@@ -22,10 +24,9 @@ namespace {
 std::string figures_json(const AnyDetector& detector, const evaluation::Report& report, const Common& common, std::int64_t broken_in_fit, std::optional<double> fit_seconds,
                          const std::string& data_digest) {
   const auto f1 = [](const std::optional<evaluation::F1Max>& best) { return best ? std::optional<double>(best->value) : std::nullopt; };
-  const AnyDetector::Workspace workspace = detector.make_workspace(common.threads);
   io::JsonWriter json(io::JsonLayout::pretty);
   json.begin_object().member("norma_version", kVersion).member("method", detector.method()).member("backbone", detector.backbone());
-  json.member("category", report.category).member("seed", detector.provenance().seed).member("threads", workspace.threads()).key("settings").begin_object();
+  json.member("category", report.category).member("seed", detector.provenance().seed).member("threads", report.threads).key("settings").begin_object();
   detector.write_settings(json);
   json.end_object();
   json.key("images").begin_object().member("train", detector.provenance().images).member("normal", report.normal).member("anomalous", report.anomalous);
@@ -44,12 +45,17 @@ std::string figures_json(const AnyDetector& detector, const evaluation::Report& 
   json.end_array().end_object();
   write_training(json, detector.training());
   json.key("time").begin_object().member("fit_s", fit_seconds);
-  json.key("per_image_ms").begin_object().member("p50", report.latency.p50).member("p99", report.latency.p99).member("mean", report.latency.mean).end_object();
+  const auto latency = [&](const char* key, const evaluation::LatencySummary& ms) {
+    json.key(key).begin_object().member("p50", ms.p50).member("p99", ms.p99).member("mean", ms.mean).end_object();
+  };
+  latency("per_image_ms", report.latency);
   json.key("stages_ms").begin_object();
-  for (std::size_t s = 0; s < kStageNames.size(); ++s) json.member(kStageNames[s], report.mean_times.ms[s]);
-  json.end_object().end_object();
+  for (std::size_t s = 0; s < kStageNames.size(); ++s) json.member(kStageNames[s], report.stages[s].mean);
+  json.end_object().key("per_stage_ms").begin_object();
+  for (std::size_t s = 0; s < kStageNames.size(); ++s) latency(kStageNames[s], report.stages[s]);
+  json.end_object().member("images_at_once", report.images_at_once).member("threads_per_image", report.threads_per_image).end_object();
   const auto model = detector.visit([](const auto& d) { return d.save_bytes(); });
-  json.key("memory").begin_object().member("workspace_bytes", static_cast<std::int64_t>(workspace.bytes()));
+  json.key("memory").begin_object().member("workspace_bytes", static_cast<std::int64_t>(report.workspace_bytes));
   json.member("model_bytes", model.ok() ? std::optional<std::int64_t>(static_cast<std::int64_t>(model->size())) : std::nullopt);
   json.member("peak_rss_bytes", peak_memory()).end_object();
   write_machine(json);
@@ -75,9 +81,14 @@ void print_figures(const AnyDetector& detector, const evaluation::Report& report
               percent(report.au_pro_30).c_str(), percent(report.au_pro_05).c_str(), percent(report.aupimo).c_str(), static_cast<long long>(report.pixel_images),
               static_cast<long long>(report.regions), std::string(to_string(report.resolution)).c_str());
   if (report.regions == 0) std::printf("  pixel figures need masks of anomalous images: there are none\n");
-  std::printf("  per image p50 %.1f ms, p99 %.1f ms:", report.latency.p50, report.latency.p99);
-  for (std::size_t s = 0; s < kStageNames.size(); ++s) std::printf(" %s %.1f", kStageNames[s], report.mean_times.ms[s]);
-  std::printf("\n");
+  std::printf("  per image p50 %.1f ms, p99 %.1f ms (%s, %d %s each); by stage:\n", report.latency.p50, report.latency.p99,
+              report.images_at_once == 1 ? "one at a time" : (std::to_string(report.images_at_once) + " at once").c_str(), report.threads_per_image,
+              report.threads_per_image == 1 ? "thread" : "threads");
+  for (const auto& [name, value] : {std::pair("p50", &evaluation::LatencySummary::p50), std::pair("p99", &evaluation::LatencySummary::p99)}) {
+    std::printf("    %s ms ", name);
+    for (std::size_t s = 0; s < kStageNames.size(); ++s) std::printf(" %s %.2f", kStageNames[s], report.stages[s].*value);
+    std::printf("\n");
+  }
   if (fit_seconds) std::printf("  fit %.1f s\n", *fit_seconds);
 }
 
@@ -109,6 +120,10 @@ int run_eval(Arguments arguments) {
   evaluation::EvaluateOptions options;
   if (const auto text = arguments.take("resolution"); text && !evaluation::from_string(*text, options.resolution)) {
     throw Failure{kWrongUsage, "option --resolution: expected network or original, found '" + *text + "'"};
+  }
+  options.images_at_once = arguments.take_number<int>("images-at-once", 1);
+  if (options.images_at_once < 0 || options.images_at_once > 1024) {
+    throw Failure{kWrongUsage, "option --images-at-once: expected 0 (as many as threads) to 1024, found " + std::to_string(options.images_at_once)};
   }
   arguments.finish("eval");
   if (model && output) throw Failure{kWrongUsage, "--output keeps a fitted model: it does not go with --model"};
@@ -168,10 +183,21 @@ int run_eval(Arguments arguments) {
   if (!quiet_standard_output) print_figures(detector, report, fit_seconds);
   const HeatMaps heat(detector, report);
   if (overlays) {
-    Progress progress("overlays", static_cast<std::int64_t>(report.images.size()), options.observer);
-    for (const evaluation::ImageResult& image : report.images) {
-      require(image::write_png(mirrored(*overlays, image, set.category(), ".png"), require(heat.panel(image)).view()));
-      require(progress.advance());
+    ThreadPool pool(common.threads);
+    std::vector<Status> status(static_cast<std::size_t>(pool.threads()));
+    const auto count = static_cast<std::int64_t>(report.images.size());
+    std::vector<std::string> paths;  // folders are made here, the pictures by all threads
+    for (const evaluation::ImageResult& image : report.images) paths.push_back(mirrored(*overlays, image, set.category(), ".png"));
+    Progress progress("overlays", count, options.observer);
+    for (std::int64_t first = 0; first < count; first += pool.threads()) {
+      const std::int64_t pictures = std::min<std::int64_t>(pool.threads(), count - first);
+      pool.parallel().run(pictures, [&](std::int64_t i, int) {
+        const auto at = static_cast<std::size_t>(first + i);
+        const auto panel = heat.panel(report.images[at]);
+        status[static_cast<std::size_t>(i)] = panel.ok() ? image::write_png(paths[at], panel->view()) : panel.status();
+      });
+      for (std::int64_t i = 0; i < pictures; ++i) require(status[static_cast<std::size_t>(i)]);
+      require(progress.advance(pictures));
     }
     if (!quiet_standard_output) std::printf("  overlays in %s/%s/test\n", overlays->c_str(), set.category().c_str());
   }

@@ -54,6 +54,8 @@ std::string help(std::string_view command) {
   --report FILE      one self-contained HTML page: figures, curves, worst misses, overlays
   --csv FILE         one line an image
   --resolution R     network (default) or original: where pixel figures are computed
+  --images-at-once N 1 (default): each image has all threads, which is what the times in the report are of; more: the threads
+                     are shared out, which is quicker in all and slower for each; 0: as many images as threads
   --output FILE      also keep the fitted model
   --curve FILE       epoch, loss, held_out of a training as CSV, also of an opened model's
   --checkpoint FILE  as for fit; without --output there is none unless it is asked for

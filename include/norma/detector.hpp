@@ -297,6 +297,7 @@ class Detector {
     NORMA_CHECK(backbone_->extract(frame, features, context));
     Verdict verdict;
     NORMA_CHECK(metric_.measure(estimator_, features, map, verdict.score, context));
+    const StageTimer timer(context, Stage::verdict);
     if (!std::isfinite(verdict.score) || first_not_finite({map.data, static_cast<std::size_t>(map.count())}) >= 0) {
       return Status{Errc::not_finite, "Detector::inspect: the score or the map is not a finite number"};
     }

@@ -194,6 +194,46 @@ TEST_CASE("LocalAverage: pooled is unfold, resize, adaptive pooling twice") {
   }
 }
 
+TEST_CASE("the grid's kernels: every instruction set within float's rounding of double, whatever the length") {
+  for (const auto set : test::instruction_sets()) {
+    CAPTURE(to_string(set));
+    const auto& kernels = features::detail::grid_kernels(set);
+    for (const std::int64_t n : {1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129, 512}) {
+      CAPTURE(n);
+      for (const std::int64_t count : {1, 2, 9, 25}) {
+        const auto in = test::normal_tensor(1, {count, n, 1}, 3), weights = test::normal_tensor(1, {count, n, 1}, 4);
+        std::vector<const float*> rows;
+        for (std::int64_t k = 0; k < count; ++k) rows.push_back(in.data() + k * n);
+        std::vector<float> sum(static_cast<std::size_t>(n) + 1, 9.0f), weighted = sum, between = sum;
+        kernels.sum_of_rows(rows.data(), count, n, 0.25f, sum.data());
+        kernels.weighted_sum_of_rows(rows.data(), weights.data(), count, n, weighted.data());
+        const auto row = [&](std::int64_t k) { return rows[static_cast<std::size_t>(k % count)]; };
+        kernels.between_rows(row(0), row(1), row(2), row(3), 0.3f, 0.7f, n, between.data());
+        for (std::int64_t i = 0; i < n; ++i) {
+          double plain = 0.0, products = 0.0, size = 0.0, product_size = 0.0;
+          for (std::int64_t k = 0; k < count; ++k) {
+            const double value = static_cast<double>(in.data()[k * n + i]), product = value * static_cast<double>(weights.data()[k * n + i]);
+            plain += value;
+            products += product;
+            size += std::abs(value);
+            product_size += std::abs(product);
+          }
+          // n additions, and as many products: each rounds by half a unit of at most the sum of sizes.
+          const double unit = 0x1p-24 * static_cast<double>(count + 1);
+          CHECK(std::abs(static_cast<double>(sum[static_cast<std::size_t>(i)]) - 0.25 * plain) <= unit * 0.25 * size);
+          CHECK(std::abs(static_cast<double>(weighted[static_cast<std::size_t>(i)]) - products) <= 2.0 * unit * product_size);
+          const auto at = [&](std::int64_t k) { return static_cast<double>(row(k)[i]); };
+          const double wx = static_cast<double>(0.3f), wy = static_cast<double>(0.7f);
+          const double expected = (at(0) + (at(1) - at(0)) * wx) * (1.0 - wy) + (at(2) + (at(3) - at(2)) * wx) * wy;
+          const double largest = std::max({std::abs(at(0)), std::abs(at(1)), std::abs(at(2)), std::abs(at(3))});
+          CHECK(std::abs(static_cast<double>(between[static_cast<std::size_t>(i)]) - expected) <= 16.0 * 0x1p-24 * largest);
+        }
+        for (const auto* all : {&sum, &weighted, &between}) CHECK(all->back() == 9.0f);  // nothing behind the end
+      }
+    }
+  }
+}
+
 TEST_CASE("LocalAverage: the closed form for 512 and 1024 channels to 1024 numbers") {
   // From layer 2, number c: (sum of the window + centre) / (p * p + 1). From layer 3, number 512 + k: the mean of the averages of channels 2k and 2k + 1, resized.
   const Taps taps({{6, 6, 512}, {3, 3, 1024}});

@@ -1,5 +1,8 @@
 // Image files: every format against what Pillow reads, and files that are cut, changed, hostile or no images at all.
+#include <algorithm>
+#include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -88,6 +91,44 @@ std::vector<std::byte> zeros_stream(std::int64_t copies) {
 bool is_refusal(Errc code) { return code == Errc::corrupt || code == Errc::unsupported; }
 
 }  // namespace
+
+TEST_CASE("dropping alpha: every length, nothing behind the end") {
+  for (std::int64_t pixels = 0; pixels < 40; ++pixels) {
+    CAPTURE(pixels);
+    std::vector<std::uint8_t> four(static_cast<std::size_t>(4 * pixels));
+    for (std::size_t i = 0; i < four.size(); ++i) four[i] = static_cast<std::uint8_t>(i * 7 + 1);
+    for (auto* drop : {&image::detail::drop_alpha_generic, &image::detail::drop_alpha}) {
+      std::vector<std::uint8_t> three(static_cast<std::size_t>(3 * pixels + 1), 200);
+      drop(four.data(), pixels, three.data());
+      for (std::int64_t i = 0; i < 3 * pixels; ++i) CHECK(three[static_cast<std::size_t>(i)] == four[static_cast<std::size_t>(i / 3 * 4 + i % 3)]);
+      CHECK(three.back() == 200);
+    }
+  }
+}
+
+TEST_CASE("a colour JPEG is decoded with four bytes a pixel into what three bytes give") {
+  namespace stb = image::detail::stb;
+  for (const char* name : {"rgb.jpg", "rgb_progressive.jpg"}) {
+    CAPTURE(name);
+    const auto bytes = file_bytes(name);
+    const Image found = read_image(name);
+    stb::largest_block = std::size_t{1} << 26;
+    int width = 0, height = 0, components = 0;
+    const std::unique_ptr<stb::stbi_uc, decltype(&std::free)> three(
+        stb::stbi_load_from_memory(reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<int>(bytes.size()), &width, &height, &components, 3), &std::free);
+    REQUIRE(three);
+    REQUIRE(found.size_bytes() == std::int64_t{width} * height * 3);
+    CHECK(std::equal(found.data(), found.data() + found.size_bytes(), three.get()));
+  }
+}
+
+TEST_CASE("reading tells how long the file and how long its pixels took") {
+  StageTimes times;
+  REQUIRE(image::read(image_path("rgb.png"), {}, &times).ok());
+  CHECK(times[Stage::read] > 0.0);
+  CHECK(times[Stage::decode] > 0.0);
+  CHECK(times.total() == times[Stage::read] + times[Stage::decode]);
+}
 
 TEST_CASE("formats that keep every value") {
   const Image rgb = read_image("rgb.png");

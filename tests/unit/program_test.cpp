@@ -342,11 +342,25 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   for (const char* field : {"resolution", "mask_rule", "pro_rule"}) CHECK(a.find("evaluation")->find(field)->string().has_value());
   CHECK(a.find("training")->is_null());  // patchcore is not trained in epochs
   const JsonValue* time = a.find("time");
-  CHECK(norma::test::keys(*time) == std::vector<std::string>{"fit_s", "per_image_ms", "stages_ms"});
+  CHECK(norma::test::keys(*time) == std::vector<std::string>{"fit_s", "per_image_ms", "stages_ms", "per_stage_ms", "images_at_once", "threads_per_image"});
   CHECK(is_number(time->find("fit_s")));
   CHECK(b.find("time")->find("fit_s")->is_null());
   CHECK(norma::test::keys(*time->find("per_image_ms")) == std::vector<std::string>{"p50", "p99", "mean"});
-  CHECK(norma::test::keys(*time->find("stages_ms")) == std::vector<std::string>{"decode", "preprocess", "backbone", "features", "estimator", "metric"});
+  const std::vector<std::string> stages{"read", "decode", "preprocess", "backbone", "features", "estimator", "metric", "verdict"};
+  CHECK(norma::test::keys(*time->find("stages_ms")) == stages);
+  CHECK(norma::test::keys(*time->find("per_stage_ms")) == stages);
+  for (const std::string& stage : stages) {
+    CAPTURE(stage);
+    const JsonValue* times = time->find("per_stage_ms")->find(stage);
+    CHECK(norma::test::keys(*times) == std::vector<std::string>{"p50", "p99", "mean"});
+    CHECK(times->find("mean")->number() == time->find("stages_ms")->find(stage)->number());
+    CHECK(*times->find("p50")->number() > 0.0);
+    CHECK(*times->find("p50")->number() <= *times->find("p99")->number());
+    CHECK(contains(opened.out, " " + stage + " "));
+  }
+  CHECK(contains(opened.out, "by stage"));
+  CHECK(time->find("images_at_once")->integer() == 1);
+  CHECK(time->find("threads_per_image")->integer() == 1);
   CHECK(norma::test::keys(*a.find("memory")) == std::vector<std::string>{"workspace_bytes", "model_bytes", "peak_rss_bytes"});
   CHECK(a.find("memory")->find("model_bytes")->integer() == static_cast<std::int64_t>(fs::file_size(w.path("kept.norma"))));
   for (const char* field : {"processor", "instruction_set", "compiler", "build_type"}) CHECK(a.find("machine")->find(field)->string().has_value());
@@ -373,6 +387,7 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   CHECK(report.starts_with("<!doctype html>"));
   CHECK(contains(report, "</html>"));
   CHECK(contains(report, "data:image/png;base64,"));
+  for (const char* part : {"Time of one image", "99th percentile", "<td>read</td>", "<td>verdict</td>", "<td>all</td>"}) CHECK(contains(report, part));
   for (const char* outside : {"http:", "https:", "file:", "href", "@import", "<script", "url("}) CHECK_FALSE(contains(report, outside));
   for (auto at = report.find("src="); at != std::string::npos; at = report.find("src=", at + 1)) CHECK(report.compare(at, 10, "src='data:") == 0);
 
@@ -390,6 +405,33 @@ TEST_CASE("eval: the fields of the object, and a model gives the figures of the 
   REQUIRE(table.size() == 13);
   CHECK(contains(table[0], "path,kind,gt_label,pred_score"));
   CHECK(contains(table[1], "set/bolt/test/"));
+}
+
+TEST_CASE("eval: several images at once give the same figures and files") {
+  NEEDS_PROGRAM();
+  const World& w = world();
+  std::vector<JsonValue> found;
+  for (const std::string at_once : {"1", "0", "2"}) {
+    const Run run = w.norma.run({"eval", "--model", "padim.norma", "--data", "set", "--category", "bolt", "--threads", "4", "--images-at-once", at_once, "--json", "-", "--csv",
+                                 "scores" + at_once + ".csv", "--maps", "maps" + at_once, "--overlays", "overlays" + at_once, "--quiet"});
+    INFO(run.err);
+    REQUIRE(run.code == 0);
+    CHECK(run.err.empty());
+    found.push_back(norma::test::parse_json(run.out));
+    CHECK(found.back().find("threads")->integer() == 4);
+    CHECK(found.back().find("time")->find("images_at_once")->integer() == (at_once == "0" ? 4 : std::stoi(at_once)));
+    CHECK(found.back().find("image_AUROC")->number() == found.front().find("image_AUROC")->number());
+    CHECK(found.back().find("pixel_AUPRO")->number() == found.front().find("pixel_AUPRO")->number());
+    for (const auto& entry : fs::recursive_directory_iterator(w.path("maps1"))) {
+      if (!entry.is_regular_file()) continue;
+      const fs::path relative = fs::relative(entry.path(), w.path("maps1"));
+      CAPTURE(relative);
+      CHECK(norma::test::file_text(w.path("maps" + at_once + "/" + relative.string())) == norma::test::file_text(entry.path().string()));
+      const std::string picture = fs::path(relative).replace_extension(".png").string();
+      CHECK(norma::test::file_text(w.path("overlays" + at_once + "/" + picture)) == norma::test::file_text(w.path("overlays1/" + picture)));
+    }
+  }
+  check_refused({"eval", "--model", "padim.norma", "--data", "set", "--category", "bolt", "--images-at-once", "-1"}, 2, {"--images-at-once", "-1"});
 }
 
 TEST_CASE("eval: figures that are undefined are null") {

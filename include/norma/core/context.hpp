@@ -11,9 +11,10 @@
 
 namespace norma {
 
-/// The stages of an image's way to its verdict, in order.
-enum class Stage { decode, preprocess, backbone, features, estimator, metric };
-inline constexpr std::array<const char*, 6> kStageNames{"decode", "preprocess", "backbone", "features", "estimator", "metric"};
+/// The stages of an image's way to its verdict, in order; docs/concepts/detector.md says what each holds. Whoever decodes the frame counts the
+/// first two.
+enum class Stage { read, decode, preprocess, backbone, features, estimator, metric, verdict };
+inline constexpr std::array<const char*, 8> kStageNames{"read", "decode", "preprocess", "backbone", "features", "estimator", "metric", "verdict"};
 
 /// Milliseconds by stage; stages that a detector does not have stay 0.
 struct StageTimes {

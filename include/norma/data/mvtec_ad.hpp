@@ -145,8 +145,8 @@ class MvtecAd {
   [[nodiscard]] const Files& train() const noexcept { return train_; }
   /// All test images, kind by kind in the order of the listing.
   [[nodiscard]] std::span<const TestSample> test() const noexcept { return test_; }
-  /// Test image `i`.
-  [[nodiscard]] Result<Image> load(std::int64_t i) const { return image::read(sample(i).path); }
+  /// Test image `i`; `times` as for `image::read`.
+  [[nodiscard]] Result<Image> load(std::int64_t i, StageTimes* times = nullptr) const { return image::read(sample(i).path, {}, times); }
   /// Whether pixel-level figures may use test image `i`: good images always, the others when they have a mask.
   [[nodiscard]] bool has_mask(std::int64_t i) const noexcept { return sample(i).label == 0 || sample(i).mask_path.has_value(); }
 

@@ -4,12 +4,38 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <norma/core/context.hpp>
 #include <norma/core/view.hpp>
+#include <norma/linalg/simd.hpp>
 
 namespace norma::features {
+
+inline constexpr int kMaxNeighbourhood = 31;
+
+namespace detail {
+
+struct GridKernels {
+  void (*sum_of_rows)(const float* const* rows, std::int64_t count, std::int64_t n, float factor, float* to);
+  void (*weighted_sum_of_rows)(const float* const* rows, const float* weights, std::int64_t count, std::int64_t n, float* to);
+  void (*between_rows)(const float* a, const float* b, const float* c, const float* d, float wx, float wy, std::int64_t n, float* to);
+};
+
+}  // namespace detail
+}  // namespace norma::features
+
+#define NORMA_SIMD_FILE <norma/features/detail/grid_kernels.inl>
+#include <norma/linalg/detail/for_each_instruction_set.inl>
+#undef NORMA_SIMD_FILE
+
+namespace norma::features {
+namespace detail {
+
+inline const GridKernels& grid_kernels(InstructionSet set) noexcept { return NORMA_SIMD_SELECT(set, kGridKernels); }
+
+}  // namespace detail
 
 /// Scratch of `local_average`.
 constexpr std::size_t local_average_scratch_bytes(Shape shape, int workers) noexcept {
@@ -17,33 +43,30 @@ constexpr std::size_t local_average_scratch_bytes(Shape shape, int workers) noex
 }
 /// Mean over a p x p neighbourhood (p odd), stride 1, zero padding that counts in the divisor: each position becomes locally aware.
 /// Shapes: `in` one image [1, h, w, c], `out` [h * w, c]. Source: Roth et al., CVPR 2022, section 3.1 (as anomalib pools it).
-inline void local_average(TensorView<const float> in, int neighbourhood, MatrixView<float> out, Context& context) {
-  NORMA_EXPECTS(in.batch == 1 && neighbourhood >= 1 && neighbourhood % 2 == 1);
+inline void local_average(TensorView<const float> in, int neighbourhood, MatrixView<float> out, Context& context,
+                          InstructionSet set = instruction_set()) {
+  NORMA_EXPECTS(in.batch == 1 && neighbourhood >= 1 && neighbourhood <= kMaxNeighbourhood && neighbourhood % 2 == 1);
   NORMA_EXPECTS(out.rows == in.height * in.width && out.cols == in.channels);
+  const auto sum_of_rows = detail::grid_kernels(set).sum_of_rows;
   const std::int64_t radius = neighbourhood / 2;
   const std::int64_t row_size = in.width * in.channels;
   const float scale = 1.0f / static_cast<float>(neighbourhood * neighbourhood);
   const Arena::Scope scope(context.arena);
   float* columns = context.arena.take<float>(row_size * context.parallel.workers());
   context.parallel.run(in.height, [&](std::int64_t y, int worker) {
-    float* NORMA_RESTRICT sums = columns + worker * row_size;  // vertical sums of this row
-    const std::int64_t top = std::max<std::int64_t>(y - radius, 0);
-    const std::int64_t bottom = std::min(y + radius, in.height - 1);
-    std::copy_n(in.data + top * row_size, row_size, sums);
-    for (std::int64_t row = top + 1; row <= bottom; ++row) {
-      const float* NORMA_RESTRICT source = in.data + row * row_size;
-      for (std::int64_t i = 0; i < row_size; ++i) sums[i] += source[i];
-    }
+    std::array<const float*, kMaxNeighbourhood> rows;
+    const auto from = [&](const float* base, std::int64_t step, std::int64_t middle, std::int64_t size) {  // the part of the window inside the map
+      const std::int64_t first = std::max<std::int64_t>(middle - radius, 0);
+      const std::int64_t last = std::min(middle + radius, size - 1);
+      for (std::int64_t i = first; i <= last; ++i) rows[static_cast<std::size_t>(i - first)] = base + i * step;
+      return last - first + 1;
+    };
+    float* const sums = columns + worker * row_size;  // down the columns of this row
+    const std::int64_t high = from(in.data, row_size, y, in.height);
+    sum_of_rows(rows.data(), high, row_size, 1.0f, sums);
     for (std::int64_t x = 0; x < in.width; ++x) {
-      float* NORMA_RESTRICT target = out.row(y * in.width + x).data();
-      const std::int64_t left = std::max<std::int64_t>(x - radius, 0);
-      const std::int64_t right = std::min(x + radius, in.width - 1);
-      std::copy_n(sums + left * in.channels, in.channels, target);
-      for (std::int64_t column = left + 1; column <= right; ++column) {
-        const float* source = sums + column * in.channels;
-        for (std::int64_t c = 0; c < in.channels; ++c) target[c] += source[c];
-      }
-      for (std::int64_t c = 0; c < in.channels; ++c) target[c] *= scale;
+      const std::int64_t wide = from(sums, in.channels, x, in.width);
+      sum_of_rows(rows.data(), wide, in.channels, scale, out.row(y * in.width + x).data());
     }
   });
 }
@@ -63,8 +86,9 @@ inline LinearTap linear_tap(std::int64_t output, std::int64_t input_size, std::i
 
 /// Bilinear resize of a grid of patches. `in` [in_height * in_width, c] and `out` [height * width, c] are rows in raster order.
 inline void resize_bilinear(MatrixView<const float> in, std::int64_t in_height, std::int64_t in_width, MatrixView<float> out,
-                            std::int64_t height, std::int64_t width, Context& context) {
+                            std::int64_t height, std::int64_t width, Context& context, InstructionSet set = instruction_set()) {
   NORMA_EXPECTS(in.rows == in_height * in_width && out.rows == height * width && in.cols == out.cols);
+  const auto between_rows = detail::grid_kernels(set).between_rows;
   context.parallel.run(height, [&](std::int64_t y, int) {
     const LinearTap v = linear_tap(y, in_height, height);
     for (std::int64_t x = 0; x < width; ++x) {
@@ -73,14 +97,7 @@ inline void resize_bilinear(MatrixView<const float> in, std::int64_t in_height, 
       const float* b = in.row(v.low * in_width + h.high).data();
       const float* c = in.row(v.high * in_width + h.low).data();
       const float* d = in.row(v.high * in_width + h.high).data();
-      float* NORMA_RESTRICT target = out.row(y * width + x).data();
-      const float wx = h.high_weight;
-      const float wy = v.high_weight;
-      for (std::int64_t i = 0; i < in.cols; ++i) {
-        const float upper = a[i] + (b[i] - a[i]) * wx;
-        const float lower = c[i] + (d[i] - c[i]) * wx;
-        target[i] = upper + (lower - upper) * wy;
-      }
+      between_rows(a, b, c, d, h.high_weight, v.high_weight, in.cols, out.row(y * width + x).data());
     }
   });
 }

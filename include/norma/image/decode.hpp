@@ -15,13 +15,19 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include <norma/core/context.hpp>
 #include <norma/core/status.hpp>
 #include <norma/image/detail/decoding.hpp>
 #include <norma/image/detail/png.hpp>
 #include <norma/image/detail/stb_image.hpp>
 #include <norma/image/image.hpp>
 #include <norma/io/file.hpp>
+
+#if NORMA_X86_DISPATCH
+#include <immintrin.h>
+#endif
 
 namespace norma::image {
 
@@ -72,7 +78,9 @@ inline Status check_jpeg(std::span<const std::byte> bytes, std::string_view name
   bool framed = false;
   bool scanned = false;
   for (;;) {
-    while (at < bytes.size() && value(at) != 0xFF) ++at;  // coded data, or padding that decoders skip
+    // Coded data, or padding that decoders skip.
+    const void* next = at < bytes.size() ? std::memchr(bytes.data() + at, 0xFF, bytes.size() - at) : nullptr;
+    at = next != nullptr ? static_cast<std::size_t>(static_cast<const std::byte*>(next) - bytes.data()) : bytes.size();
     while (at < bytes.size() && value(at) == 0xFF) ++at;
     if (at >= bytes.size()) return early;
     const unsigned marker = value(at++);
@@ -94,6 +102,30 @@ inline Status check_jpeg(std::span<const std::byte> bytes, std::string_view name
   }
   if (!scanned) return bad_image(Errc::corrupt, name, "the JPEG holds no picture");
   return {};
+}
+
+// Drops every fourth byte: `pixels` of four bytes to three. Each store but the last ones is wider than what it is for.
+inline void drop_alpha_generic(const std::uint8_t* from, std::int64_t pixels, std::uint8_t* to) noexcept {
+  std::int64_t i = 0;
+  for (; i + 1 < pixels; ++i) std::memcpy(to + 3 * i, from + 4 * i, 4);
+  if (i < pixels) std::memcpy(to + 3 * i, from + 4 * i, 3);
+}
+#if NORMA_X86_DISPATCH
+NORMA_TARGET_AVX2 inline void drop_alpha_avx2(const std::uint8_t* from, std::int64_t pixels, std::uint8_t* to) noexcept {
+  const __m128i pick = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -128, -128, -128, -128);
+  std::int64_t i = 0;
+  for (; i + 6 <= pixels; i += 4) {
+    const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 4 * i));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * i), _mm_shuffle_epi8(four, pick));
+  }
+  drop_alpha_generic(from + 4 * i, pixels - i, to + 3 * i);
+}
+#endif
+inline void drop_alpha(const std::uint8_t* from, std::int64_t pixels, std::uint8_t* to) noexcept {
+#if NORMA_X86_DISPATCH
+  if (__builtin_cpu_supports("avx2")) return drop_alpha_avx2(from, pixels, to);
+#endif
+  drop_alpha_generic(from, pixels, to);
 }
 
 /// The pixels that the header promises are in the file.
@@ -182,7 +214,8 @@ inline Result<Image> decode(std::span<const std::byte> bytes, std::string_view n
                      "expected up to " + std::to_string(std::min<std::int64_t>(limits.max_bytes, 0x7FFFFFFF)) + " bytes, found " +
                          std::to_string(bytes.size()));
   }
-  switch (detail::file_kind(bytes)) {
+  const detail::FileKind kind = detail::file_kind(bytes);
+  switch (kind) {
     case detail::FileKind::png: return detail::decode_png(bytes, name, limits);
     case detail::FileKind::pnm: return detail::decode_pnm(bytes, name, limits);
     case detail::FileKind::jpeg: NORMA_CHECK(detail::check_jpeg(bytes, name)); break;
@@ -210,19 +243,30 @@ inline Result<Image> decode(std::span<const std::byte> bytes, std::string_view n
       4 * (static_cast<std::size_t>(width) * static_cast<std::size_t>(height) + 64 * static_cast<std::size_t>(width + height)) +
       (std::size_t{1} << 20);
   const int channels = components >= 3 ? 3 : 1;
+  // stb_image converts a JPEG's colours with vector instructions only into pixels of four bytes: the same values, sooner.
+  const int stored = kind == detail::FileKind::jpeg && channels == 3 ? 4 : channels;
   struct Free {
     void operator()(void* p) const noexcept { std::free(p); }
   };
-  const std::unique_ptr<stb::stbi_uc, Free> pixels(stb::stbi_load_from_memory(data, size, &width, &height, &components, channels));
+  const std::unique_ptr<stb::stbi_uc, Free> pixels(stb::stbi_load_from_memory(data, size, &width, &height, &components, stored));
   if (!pixels) return bad_image(Errc::corrupt, name, "the pixels cannot be decoded (" + reason() + ")");
   Image image(height, width, channels);
-  std::memcpy(image.data(), pixels.get(), static_cast<std::size_t>(image.size_bytes()));
+  if (stored == 4) {
+    detail::drop_alpha(pixels.get(), image.height() * image.width(), image.data());
+  } else {
+    std::memcpy(image.data(), pixels.get(), static_cast<std::size_t>(image.size_bytes()));
+  }
   return image;
 }
 
-/// Reads and decodes a file. Errors name the path; a missing file is Errc::not_found.
-inline Result<Image> read(const std::string& path, const DecodeLimits& limits = {}) {
-  NORMA_TRY(const auto bytes, io::read_file(path, limits.max_bytes));
+/// Reads and decodes a file; the time of both goes to `times` where that is given. Errors name the path; a missing file is Errc::not_found.
+inline Result<Image> read(const std::string& path, const DecodeLimits& limits = {}, StageTimes* times = nullptr) {
+  std::vector<std::byte> bytes;
+  {
+    const StageTimer timer(times, Stage::read);
+    NORMA_TRY(bytes, io::read_file(path, limits.max_bytes));
+  }
+  const StageTimer timer(times, Stage::decode);
   return decode(bytes, path, limits);
 }
 

@@ -26,6 +26,9 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <emmintrin.h>
 #endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
@@ -129,6 +132,9 @@ inline void* reallocate(void* block, std::size_t bytes) noexcept { return bytes 
 #define STBI_ONLY_BMP
 #define STBI_NO_LINEAR
 #define STBI_NO_STDIO
+#if defined(__aarch64__)
+#define STBI_NEON  // SSE2 it finds by itself
+#endif
 #define STBI_ASSERT(condition) ((void)0)
 #define STBI_MALLOC(bytes) ::norma::image::detail::stb::allocate(bytes)
 #define STBI_REALLOC(block, bytes) ::norma::image::detail::stb::reallocate(block, bytes)
