@@ -458,9 +458,12 @@ def covariance(bench):
         for threads in bench.threads:
             pool = Pool(bench.library, threads)
             bench.peers.set_threads(threads)
-            ways = {"norma, image by image": pool.operation("norma_covariance", by_image, images, positions, d, last)}
-            ways["norma, image by image"]()
-            close("covariance", last, want, 1e-5)
+            ways = {}
+            for name, together in (("norma, all images at once", 1), ("norma, image by image", 0)):
+                ways[name] = pool.operation("norma_covariance", ctypes.c_int(together), by_image, images, positions, d, last)
+                last[:] = 0
+                ways[name]()
+                close("covariance", last, want, 1e-5)
             if blas is not None:
                 out = numpy.empty((positions, d, d), numpy.float32)
                 bench.peers.set_blas_threads(1)
@@ -476,6 +479,34 @@ def covariance(bench):
 
                 ways["PyTorch bmm"] = by_torch
             bench.compare(f"{images} images, {positions} x {d}", pool, ways, 1e-9 * positions * d * (d + 1) * images)
+
+
+def factors(bench):
+    torch, blas = bench.peers.torch, bench.peers.openblas
+    bench.table("Cholesky factors of every position, copying the matrices included; the limit counts d^3 / 3 (in double it is half as much)")
+    for positions, d in [(3136, 100), (64, 550)]:
+        for kind, letter, name in ((numpy.float32, "s", "float"), (numpy.float64, "d", "double")):
+            x = normal(positions, 2 * d, d)
+            a = numpy.ascontiguousarray(numpy.matmul(x.transpose(0, 2, 1), x) / numpy.float32(2 * d), kind)
+            del x
+            out, theirs = numpy.empty_like(a), numpy.empty_like(a)
+            want = numpy.linalg.cholesky(a[-1].astype(numpy.float64))
+            for threads in bench.threads:
+                pool = Pool(bench.library, threads)
+                bench.peers.set_threads(threads)
+                ways = {"norma": pool.operation(f"norma_cholesky_{name}", a, positions, d, out)}
+                ways["norma"]()
+                close("factors", numpy.triu(out[-1]), want.T, 1e-4)
+                if blas is not None:
+                    bench.peers.set_blas_threads(1)
+                    ways[f"OpenBLAS {letter}potrf a position"] = pool.operation(f"peer_{letter}potrf", ctypes.cast(getattr(blas, f"scipy_{letter}potrf_"), POINTER), a,
+                                                                                positions, d, theirs)
+                    list(ways.values())[-1]()
+                    close("potrf", numpy.triu(theirs[-1]), want.T, 1e-4)  # column by column: the transpose of a lower triangle
+                if torch is not None:
+                    tensor = torch.from_numpy(a)
+                    ways["PyTorch"] = lambda tensor=tensor: torch.linalg.cholesky(tensor)
+                bench.compare(f"{name}, {positions} x {d}", pool, ways, 1e-9 * positions * d**3 / 3)
 
 
 def distances(bench):
@@ -532,7 +563,7 @@ def metrics(bench):
         bench.compare(f"Gaussian filter {side} x {side}, sigma 4", pool, ways)
 
 
-TOPICS = {f.__name__: f for f in (backbones, convolution, product, search, pruned, k_centre, covariance, distances, metrics)}
+TOPICS = {f.__name__: f for f in (backbones, convolution, product, search, pruned, k_centre, covariance, factors, distances, metrics)}
 
 
 def main():

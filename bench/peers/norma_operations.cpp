@@ -117,6 +117,21 @@ Operation* make_search(Parallel parallel, MatrixView<const float> bank, MatrixVi
   });
 }
 
+/// Factors of copies of the matrices of a [positions, d, d], some at a time, so that a copy is still in a cache when it is factored.
+template <class T>
+Operation* make_cholesky(Parallel parallel, const T* a, std::int64_t positions, std::int64_t d, T* out) {
+  constexpr std::int64_t kTogether = 16;
+  return call([=]() -> Status {
+    std::vector<Status> done(static_cast<std::size_t>((positions + kTogether - 1) / kTogether));
+    parallel.run_ranges(positions, kTogether, [&](std::int64_t first, std::int64_t last, int) {
+      std::memcpy(out + first * d * d, a + first * d * d, static_cast<std::size_t>((last - first) * d * d) * sizeof(T));
+      done[static_cast<std::size_t>(first / kTogether)] = cholesky_batch(MatrixView<T>{out + first * d * d, (last - first) * d, d});
+    });
+    for (const Status& status : done) NORMA_CHECK(status);
+    return {};
+  });
+}
+
 using Ssyrk = void (*)(int order, int uplo, int trans, int n, int k, float alpha, const float* a, int lda, float beta, float* c, int ldc);
 template <class T>
 using Potrf = void (*)(const char* uplo, const int* n, T* a, const int* lda, int* info);
@@ -190,16 +205,29 @@ void* norma_k_centre(void* pool, const float* points, std::int64_t n, std::int64
   });
 }
 
-/// Streaming Gaussians of images [count, positions, d]; after a run `last` (null or [d, d]) holds the covariance of the last position.
-/// What is timed is adding all images and folding the pending ones; memory is made once and touched before.
-void* norma_covariance(void* pool, const float* images, std::int64_t count, std::int64_t positions, std::int64_t d, double* last) {
+/// Streaming Gaussians of images [count, positions, d], added together or one by one; after a run `last` (null or [d, d]) holds the covariance of the last
+/// position. A run takes the memory of the sums from the system, too.
+void* norma_covariance(void* pool, int together, const float* images, std::int64_t count, std::int64_t positions, std::int64_t d, double* last) {
   const Parallel parallel = static_cast<ThreadPool*>(pool)->parallel();
   return call([=]() -> Status {
     NORMA_TRY(auto sums, GaussianAccumulator::create(positions, d));
-    NORMA_CHECK(sums.add_batch({images, count * positions, d}, parallel));
+    const MatrixView<const float> rows{images, count * positions, d};
+    if (together != 0) {
+      NORMA_CHECK(sums.add_batch(rows, parallel));
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) NORMA_CHECK(sums.add(rows.block(i * positions, positions), parallel));
+    }
     (void)sums.sums(parallel);
     return last == nullptr ? Status{} : sums.covariance(positions - 1, {last, d, d});
   });
+}
+
+/// Cholesky factors of copies of a [positions, d, d].
+void* norma_cholesky_float(void* pool, const float* a, std::int64_t positions, std::int64_t d, float* out) {
+  return make_cholesky(static_cast<ThreadPool*>(pool)->parallel(), a, positions, d, out);
+}
+void* norma_cholesky_double(void* pool, const double* a, std::int64_t positions, std::int64_t d, double* out) {
+  return make_cholesky(static_cast<ThreadPool*>(pool)->parallel(), a, positions, d, out);
 }
 
 /// Fits the Gaussians and then times their distances: images [count, positions, d], x [positions, d], distance [positions].

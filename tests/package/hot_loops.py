@@ -1,6 +1,6 @@
-"""Checks that the innermost loops of the matrix product keep their accumulators in registers.
+"""Checks that the innermost loops of products, covariances, factors, the search and pooled features keep their accumulators in registers.
 
-Compiles a file that uses gemm, disassembles it and looks at the loop with the most multiply-adds of every register tile: a vector
+Compiles a file that uses them all, disassembles it and looks at the loop with the most multiply-adds of every register tile: a vector
 instruction with a stack operand there means that the compiler spilled, which costs a third of the speed and no test of results sees it.
 
 usage: hot_loops.py COMPILER INCLUDE_DIR [OBJDUMP]        exit 0: fine; 1: spilled; 77: cannot tell here (no objdump, other processor)
@@ -13,24 +13,36 @@ import sys
 import tempfile
 
 SOURCE = """
+#include <norma/features/grid.hpp>
+#include <norma/linalg/covariance.hpp>
 #include <norma/linalg/gemm.hpp>
+#include <norma/nn/kernels/convolution.hpp>
+#include <norma/search/exact.hpp>
 void use(norma::MatrixView<const float> a, const norma::linalg::PackedMatrix& b, norma::MatrixView<float> c, norma::Arena& arena) {
   norma::linalg::gemm(a, b, c, {}, {}, arena);
 }
+norma::Result<norma::ExactSearch::Index> use(norma::MatrixView<const float> bank) { return norma::ExactSearch::prepare(bank, {}); }
+auto covariance() { return norma::linalg::detail::covariance_kernels(); }
+auto floats() { return norma::linalg::detail::lane_kernels<float>(); }
+auto doubles() { return norma::linalg::detail::lane_kernels<double>(); }
+const auto* kernels() { return &norma::nn::detail::convolution_kernels(norma::instruction_set()); }
+const auto* use() { return &norma::features::detail::grid_kernels(norma::instruction_set()); }
 """
-FUNCTION = re.compile(r"^[0-9a-f]+ <(norma|void norma)(::simd::\w+::tile_kernel<\d+ul?>[^\n]*)>:\n(.*?)(?=\n\n|\Z)", re.S | re.M)
+FUNCTION = re.compile(r"^[0-9a-f]+ <(norma|void norma)(::simd::\w+::(?:(?:tile_kernel|narrow_tile)<\d+ul?>|product_(?:half_)?tile_of<|outer_tile<|weighted_sum_of_rows|factor_lanes<|invert_lanes<)[^\n]*)>:\n(.*?)(?=\n\n|\Z)", re.S | re.M)
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*)$", re.M)
 
 
-def innermost(body):
-    """Instructions of the loop with the most multiplications."""
+def innermost(body, densest):
+    """Instructions of the loop with the most multiplications, or of the one with the most among its instructions."""
     code = [(int(address, 16), text) for address, text in INSTRUCTION.findall(body)]
     best, most = [], 0
     for address, text in code:
         jump = re.match(r"j\w+\s+([0-9a-f]+)", text)
         if jump and int(jump.group(1), 16) <= address:
             loop = [t for a, t in code if int(jump.group(1), 16) <= a <= address]
-            count = sum("fmadd" in t or "mulps" in t for t in loop)
+            count = sum(any(name in t for name in ("fmadd", "mulp", "vpdpbusd", "vpmaddubsw")) for t in loop)
+            if densest:
+                count = count / len(loop) if count >= 4 else 0
             if count > most:
                 best, most = loop, count
     return best
@@ -56,7 +68,7 @@ def main():
         return 1
     spilled = 0
     for _, name, body in tiles:
-        loop = innermost(body)
+        loop = innermost(body, "_lanes" in name)
         bad = [text for text in loop if "mm" in text and "(%rsp" in text]
         if not loop or bad:
             spilled += 1
