@@ -21,8 +21,8 @@ using namespace norma;
 
 namespace {
 
-std::string figures_json(const AnyDetector& detector, const evaluation::Report& report, const Common& common, std::int64_t broken_in_fit, std::optional<double> fit_seconds,
-                         const std::string& data_digest) {
+std::string figures_json(const AnyDetector& detector, const evaluation::Report& report, std::int64_t broken_in_fit,
+                         std::optional<double> fit_seconds, const std::string& data_digest) {
   const auto f1 = [](const std::optional<evaluation::F1Max>& best) { return best ? std::optional<double>(best->value) : std::nullopt; };
   io::JsonWriter json(io::JsonLayout::pretty);
   json.begin_object().member("norma_version", kVersion).member("method", detector.method()).member("backbone", detector.backbone());
@@ -214,7 +214,7 @@ int run_eval(Arguments arguments) {
     }
     write_text(*csv, table.text());
   }
-  if (common.json) write_text(*common.json, figures_json(detector, report, common, static_cast<std::int64_t>(skipped.size()), fit_seconds, digest));
+  if (common.json) write_text(*common.json, figures_json(detector, report, static_cast<std::int64_t>(skipped.size()), fit_seconds, digest));
   if (!model) remove_checkpoint(training);
   return skipped.empty() && report.broken.empty() ? kDone : kSomeBroken;
 }
