@@ -2,7 +2,7 @@
 // arithmetic, and percent of the multiply-add rate measured in the same run (Winograd's saving counts, so more than 100 is possible).
 // Weights are made by formula (tests/support/formula_weights.hpp); before timing the outputs are compared with PyTorch's norms.
 // On a busy machine read cpu_ms, the processor time of the best call (one thread only): it leaves out what others took.
-// Axes: network / batch / threads. Peer: bench/peers/backbones_torch.py, same shapes and outputs.
+// Axes: network / batch / threads. Peers: bash bench/peers/run.sh backbones, same shapes and outputs.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

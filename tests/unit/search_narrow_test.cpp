@@ -301,6 +301,27 @@ TEST_CASE("a query that is not finite is reported, its neighbours are not distur
   }
 }
 
+TEST_CASE("rows nearly as long as float can measure keep their place, on the other side of the mean too") {
+  // |b|^2 = 3.4e38 fits float; |b - mean|^2 would not.
+  Matrix<float> bank = normal_rows(4096, 64, 1, 0.0, 1e15);
+  for (std::int64_t r = 0; r < bank.rows(); ++r) bank(r, 0) -= 1e18f;
+  for (std::int64_t c = 0; c < bank.cols(); ++c) bank(100, c) = 0.0f;
+  bank(100, 0) = 1.84e19f;
+  Matrix<float> query(1, 64);
+  query(0, 0) = 1.7e19f;
+  std::vector<InstructionSet> sets = narrow_sets();
+  sets.push_back(InstructionSet::generic);
+  for (const InstructionSet set : sets) {
+    CAPTURE(norma::to_string(set));
+    const auto codes = ExactSearch::prepare_narrow(bank.view(), {}, set), floats = ExactSearch::prepare_float(bank.view(), {}, set);
+    const auto shorts = PrunedSearch::prepare_pruned(bank.view(), {}, set);
+    REQUIRE((codes.ok() && floats.ok() && shorts.ok()));
+    CHECK(search<ExactSearch>(*codes, query.view(), 1).row(0, 0) == 100);
+    CHECK(search<ExactSearch>(*floats, query.view(), 1).row(0, 0) == 100);
+    CHECK(search<PrunedSearch>(*shorts, query.view(), 1).row(0, 0) == 100);
+  }
+}
+
 TEST_CASE("integers are used where they exclude nearly everything, and only there") {
   const auto rows = normal_rows(2000, 256, 29), bunches = bunched_rows(2000, 256, 30, 3, 1e-4);
   for (const auto set : narrow_sets()) {

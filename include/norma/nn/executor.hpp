@@ -114,7 +114,7 @@ enum class SurplusTensors : std::uint8_t {
   allow,   ///< a model file, which holds other things beside the network
 };
 
-/// Told how long each step took; of steps that run as one (`runs_as_one`) the last is told their time and the others none. Unused, it costs
+/// Told how long each step took; of steps that run as one (`runs_as_one`) the last is told their time and the others 0. Unused, it costs
 /// nothing.
 struct StepTimer {
   void* context = nullptr;

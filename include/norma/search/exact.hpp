@@ -59,7 +59,9 @@ struct ExactSearch {
   static Result<Index> prepare(MatrixView<const float> bank, Parallel parallel) { return prepare(bank, parallel, instruction_set()); }
   /// The same for a chosen instruction set, for tests.
   static Result<Index> prepare(MatrixView<const float> bank, Parallel parallel, InstructionSet set) {
-    if (bank.rows >= kFewestRows && bank.cols >= kFewestDims && search::detail::narrow_kernels(set) != nullptr) {
+    namespace impl = search::detail;
+    const bool coded = bank.rows >= kFewestRows && bank.cols >= kFewestDims && bank.cols <= impl::kNarrowMostDims;
+    if (coded && impl::narrow_kernels(set) != nullptr) {
       NORMA_TRY(Index index, prepare_narrow(bank, parallel, set));
       NORMA_TRY(const double share, sample_share(index, parallel));
       if (share <= kMostMeasured) return index;
@@ -71,11 +73,11 @@ struct ExactSearch {
   static Result<Index> prepare_narrow(MatrixView<const float> bank, Parallel parallel, InstructionSet set) {
     const auto* const kernels = search::detail::narrow_kernels(set);
     if (kernels == nullptr || bank.cols > search::detail::kNarrowMostDims) return prepare_float(bank, parallel, set);
-    NORMA_CHECK(search::detail::row_squares("ExactSearch", bank, parallel).status());
+    NORMA_TRY(const Buffer<double> squares, search::detail::row_squares("ExactSearch", bank, parallel));
     Index index;
     index.bank = bank;
     index.instructions = set;
-    index.centre = search::detail::mean_row(bank, parallel);
+    index.centre = search::detail::centre_of(bank, squares, parallel);
     index.narrow = search::detail::NarrowBank::in_panels(*kernels, bank, index.centre.data(), parallel);
     return index;
   }
@@ -84,7 +86,7 @@ struct ExactSearch {
     Index index;
     index.bank = bank;
     index.instructions = set;
-    index.centre = search::detail::mean_row(bank, parallel);
+    index.centre = search::detail::centre_of(bank, squares, parallel);
     index.packed = linalg::PackedMatrix::pack(bank, set);
     const std::int64_t padded = index.packed.panels() * index.packed.panel();
     index.low = Buffer<float>(padded);
@@ -115,7 +117,7 @@ struct ExactSearch {
     return search::detail::Selection::bytes(rows, k) + std::max(in_float, search::detail::NarrowQueries::bytes(rows, dims));
   }
 
-  /// A query that is not finite (or whose squared norm float cannot hold) gets distance NaN and row -1. Where k exceeds the bank's rows,
+  /// A query that is not finite (or whose squared distance from the bank's mean float cannot hold) gets distance NaN and row -1. Where k exceeds the bank's rows,
   /// what is missing is +infinity and -1.
   static Status nearest(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,
                         Parallel parallel, Arena& arena) {

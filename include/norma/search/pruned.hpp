@@ -141,7 +141,7 @@ struct PrunedSearch {
     const std::int64_t n = bank.rows, d = bank.cols, axes = coded ? std::max<std::int64_t>(1, axes_of(d) * 2 / 3) : axes_of(d);
     Index index;
     index.bank = bank;
-    index.centre = impl::mean_row(bank, parallel);
+    index.centre = impl::centre_of(bank, squares, parallel);
     NORMA_CHECK(find_axes(index, axes, parallel));
     // Short vectors err by one rounding to float, and the length of the rest by the square root of what |b - c|^2 - |A (b - c)|^2 loses
     // in double: sums of d terms, each counted twice.

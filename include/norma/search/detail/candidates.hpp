@@ -93,6 +93,14 @@ inline Buffer<float> mean_row(MatrixView<const float> bank, Parallel parallel) {
   return mean;
 }
 
+/// The centre for a bank whose rows have these squared norms: their mean, or zero where a row's squared distance from the mean could leave float.
+inline Buffer<float> centre_of(MatrixView<const float> bank, const Buffer<double>& squares, Parallel parallel) {
+  for (std::int64_t r = 0; r < bank.rows; ++r) {
+    if (squares[r] > 0x1p124) return Buffer<float>(bank.cols);
+  }
+  return mean_row(bank, parallel);
+}
+
 /// What every search refuses.
 inline Status check_search(std::string_view who, MatrixView<const float> bank, MatrixView<const float> queries, int k, MatrixView<float> squared_distance,
                            MatrixView<std::int64_t> row) {

@@ -1,5 +1,5 @@
 /// \file
-/// Rows as small integers, for products of four times (AVX-512 VNNI, 8 bits) or twice (AVX2, 7 bits) the multiply-adds of float.
+/// Rows as small integers, for products at four times (AVX-512 VNNI, 8 bits) or 2.4 times (AVX2, 7 bits) the rate of float.
 ///
 /// A row x, less the centre, is scale * code + error with an integer code in [-levels, levels], so for two rows a and b
 /// |a b - scale_a scale_b code_a code_b| <= |error_a| |coded b| + |a| |error_b| (Cauchy-Schwarz). With exactly summed integers that
