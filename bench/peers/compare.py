@@ -96,7 +96,9 @@ class Pool:
         self.handle = POINTER(library.c.norma_pool(threads))
 
     def operation(self, name, *arguments):
-        return self.library.operation(name, self.handle, *arguments)
+        operation = self.library.operation(name, self.handle, *arguments)
+        operation.pool = self  # whose threads it runs on
+        return operation
 
     def peak(self):
         return self.library.c.norma_peak(self.handle)
