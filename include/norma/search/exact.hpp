@@ -63,7 +63,8 @@ struct ExactSearch {
     const bool coded = bank.rows >= kFewestRows && bank.cols >= kFewestDims && bank.cols <= impl::kNarrowMostDims;
     if (coded && impl::narrow_kernels(set) != nullptr) {
       NORMA_TRY(Index index, prepare_narrow(bank, parallel, set));
-      NORMA_TRY(const double share, sample_share(index, parallel));
+      // Of the bank's own rows two have to be measured: itself and the nearest other.
+      NORMA_TRY(const double share, impl::sample_share<ExactSearch>(index, 2, parallel));
       if (share <= kMostMeasured) return index;
     }
     return prepare_float(bank, parallel, set);
@@ -137,20 +138,6 @@ struct ExactSearch {
   }
 
  private:
-  // Share of the bank that is measured for rows of the bank itself beyond the two that have to be.
-  static Result<double> sample_share(const Index& index, Parallel parallel) {
-    constexpr std::int64_t kSample = 64;
-    const std::int64_t n = index.rows(), step = n / kSample;
-    Matrix<float> distance(kSample, 2);
-    Matrix<std::int64_t> row(kSample, 2);
-    Buffer<std::byte> memory(static_cast<std::int64_t>(scratch_bytes(kSample, index.dims(), 2, parallel.workers())));
-    Arena arena(memory.span());
-    std::int64_t measured = 0;
-    NORMA_CHECK(nearest(index, MatrixView<const float>(index.bank.data, kSample, index.dims(), index.bank.stride * step), 2, distance.view(), row.view(), parallel,
-                        arena, measured));
-    return static_cast<double>(measured - 2 * kSample) / static_cast<double>(kSample * n);
-  }
-
   static Status pass(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,
                      Parallel parallel, Arena& arena, std::int64_t& measured) {
     namespace impl = search::detail;

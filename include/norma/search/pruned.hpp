@@ -121,7 +121,7 @@ struct PrunedSearch {
     const bool integers = search::detail::narrow_kernels(instruction_set()) != nullptr;
     if (bank.rows >= (integers ? kFewestCodedRows : kFewestRows) && bank.cols >= kFewestDims) {
       NORMA_TRY(Index index, prepare_pruned(bank, parallel));
-      NORMA_TRY(const double share, sample_share(index, parallel));
+      NORMA_TRY(const double share, search::detail::sample_share<PrunedSearch>(index, 0, parallel));
       const double cheaper = index.codes.empty() ? 1.0 : static_cast<double>(bank.cols) / kDimsToCompareAll;
       if (share <= std::min(kMostCompared, cheaper)) return index;
     }
@@ -296,21 +296,6 @@ struct PrunedSearch {
         short_squares[base + r] = sum;
       }
     }
-  }
-
-  // Share of the bank that short vectors leave for rows of the bank itself. A coreset's rows lie farther from each other
-  // than a query from the nearest of them, so this is more than queries will need.
-  static Result<double> sample_share(const Index& index, Parallel parallel) {
-    constexpr std::int64_t kSample = 64;
-    const std::int64_t n = index.rows(), step = n / kSample;
-    Matrix<float> distance(kSample, 2);
-    Matrix<std::int64_t> row(kSample, 2);
-    Buffer<std::byte> memory(static_cast<std::int64_t>(scratch_bytes(kSample, index.dims(), 2, parallel.workers())));
-    Arena arena(memory.span());
-    std::int64_t compared = 0;
-    NORMA_CHECK(nearest(index, MatrixView<const float>(index.bank.data, kSample, index.dims(), index.bank.stride * step), 2, distance.view(), row.view(), parallel,
-                        arena, compared));
-    return static_cast<double>(compared) / static_cast<double>(kSample * n);
   }
 
   static Status pass(const Index& index, MatrixView<const float> queries, int k, MatrixView<float> squared_distance, MatrixView<std::int64_t> row,

@@ -101,6 +101,22 @@ inline Buffer<float> centre_of(MatrixView<const float> bank, const Buffer<double
   return mean_row(bank, parallel);
 }
 
+/// Share of the bank that a search counts for 64 of its rows asked for two neighbours, beyond `needed` rows a query. A coreset's rows lie farther
+/// from each other than a query from the nearest of them, so this is more than queries will need.
+template <class SearchT>
+Result<double> sample_share(const typename SearchT::Index& index, std::int64_t needed, Parallel parallel) {
+  constexpr std::int64_t kSample = 64;
+  const std::int64_t n = index.rows(), step = n / kSample;
+  Matrix<float> distance(kSample, 2);
+  Matrix<std::int64_t> row(kSample, 2);
+  Buffer<std::byte> memory(static_cast<std::int64_t>(SearchT::scratch_bytes(kSample, index.dims(), 2, parallel.workers())));
+  Arena arena(memory.span());
+  std::int64_t counted = 0;
+  const MatrixView<const float> sample(index.bank.data, kSample, index.dims(), index.bank.stride * step);
+  NORMA_CHECK(SearchT::nearest(index, sample, 2, distance.view(), row.view(), parallel, arena, counted));
+  return static_cast<double>(counted - needed * kSample) / static_cast<double>(kSample * n);
+}
+
 /// What every search refuses.
 inline Status check_search(std::string_view who, MatrixView<const float> bank, MatrixView<const float> queries, int k, MatrixView<float> squared_distance,
                            MatrixView<std::int64_t> row) {
